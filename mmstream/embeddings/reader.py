@@ -1,0 +1,103 @@
+"""A finished embedding set is read back: tables in the order of shards and rows, every object's hash checked.
+
+Readers follow the records, never a listing of data objects: what a killed attempt left behind is not seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmstream.embeddings.layout import latest_manifest, read_records
+from mmstream.errors import DifferencesError, RefusedError, UsageError
+from mmstream.schema import ChunkRecord, Manifest, ShardRecord, StoredObject
+from mmstream.storage.files import absolute, join, read_bytes
+
+
+def read_object(root: str, stored: StoredObject) -> bytes:
+    """The bytes of an object.
+
+    Raises:
+        DifferencesError: they are not those that the record vouches for.
+    """
+    data = read_bytes(join(root, stored.path))
+    found = hashlib.sha256(data).hexdigest()
+    if found != stored.sha256:
+        raise DifferencesError(
+            f"{join(root, stored.path)}: SHA-256 is {found[:16]}…, its record says {stored.sha256[:16]}…. "
+            "The object was damaged or replaced; `mmstream audit` names everything that is affected."
+        )
+    return data
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """A folder that `embed` filled. Opening reads one manifest; records and data are read when asked for."""
+
+    url: str
+    manifest: Manifest
+    manifest_sha256: str
+
+    @staticmethod
+    def open(url: str, *, finished: bool = True) -> EmbeddingSet:
+        """
+        Raises:
+            UsageError: there is no embedding set at `url`.
+            RefusedError: it is unfinished and `finished` is asked for.
+        """
+        url = absolute(url)
+        found = latest_manifest(url)
+        if found is None:
+            raise UsageError(f"{url}: no embedding set is there. Make one with `mmstream embed SRC {url}`.")
+        _, manifest, data = found
+        if finished and not manifest.finished:
+            raise RefusedError(
+                f"{url}: this embedding set is unfinished (manifest: finished is false). "
+                "Run the same `mmstream embed` again: it goes on where it stopped."
+            )
+        return EmbeddingSet(url, manifest, hashlib.sha256(data).hexdigest())
+
+    @cached_property
+    def catalog(self) -> pa.Table:
+        return pq.read_table(io.BytesIO(read_bytes(join(self.url, self.manifest.catalog))))
+
+    @cached_property
+    def shards(self) -> list[ShardRecord]:
+        return [record for _, record in sorted(read_records(self.url)[0].items())]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(s.num_rows for s in self.shards)
+
+    def chunks(self) -> Iterator[ChunkRecord]:
+        for shard in self.shards:
+            yield from shard.chunks
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows, one table per chunk, in the order of ids. A few objects are fetched ahead.
+
+        Raises:
+            DifferencesError: an object is not what its record says.
+        """
+        objects = [c.data for c in self.chunks() if c.data is not None]
+        with ThreadPoolExecutor(4) as pool:
+            window = [pool.submit(read_object, self.url, o) for o in objects[:4]]
+            for following in range(4, len(objects) + 4):
+                data = window.pop(0).result() if window else None
+                if following < len(objects):
+                    window.append(pool.submit(read_object, self.url, objects[following]))
+                if data is not None:
+                    yield pq.read_table(io.BytesIO(data), columns=columns)
+
+    def rejects(self) -> Iterator[pa.Table]:
+        """The samples that were set aside, one table of schema.REJECT per chunk that has any."""
+        for chunk in self.chunks():
+            if chunk.rejects is not None:
+                yield pq.read_table(io.BytesIO(read_object(self.url, chunk.rejects)))
