@@ -1,0 +1,123 @@
+"""The small interface of everything that gives vectors: pictures and texts in, unit vectors [n, d] out.
+
+An encoder is used in steps, so that decoding, preprocessing and the model can run in different threads and be timed
+apart: `decode` (media.image) → `preprocess` → `embed_pixels`, and `tokenize` → `embed_tokens`. `encode_image` and
+`encode_text` do all of it. The model always sees batches of exactly `micro_batch` rows, the last one padded: the
+shape of a batch changes a result in its last bit, and the same input must give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmstream.errors import UsageError
+from mmstream.media.image import Picture, decode
+
+Tokens = dict[str, np.ndarray]
+VECTOR_FORMAT = "unit-float32/1"
+
+
+class Encoder(ABC):
+    """
+    Attributes:
+        spec: what `load_encoder` makes this encoder from, absolute.
+        fingerprint: hash of weights, preprocessing, tokenizer, dimension and format.
+        dimension: d of the vectors.
+        modalities: which of "image" and "text" it gives.
+        micro_batch: rows of every batch that the model sees.
+        device: "cpu", or the name of the GPU.
+    """
+
+    spec: str
+    fingerprint: str
+    dimension: int
+    modalities: tuple[str, ...]
+    micro_batch: int = 32
+    device: str = "cpu"
+    module: Any = None  # the torch module, where there is one: a trainer may take it as a tower
+
+    @abstractmethod
+    def preprocess(self, picture: Picture) -> np.ndarray:
+        """One decoded picture as the array of fixed shape that `embed_pixels` takes a stack of."""
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """Named arrays [n, …] of fixed width for `embed_tokens`."""
+
+    @abstractmethod
+    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        """Exactly `micro_batch` stacked pictures → float32 [micro_batch, d], not yet normalised."""
+
+    @abstractmethod
+    def _text_batch(self, tokens: Tokens) -> np.ndarray:
+        """Exactly `micro_batch` rows of tokens → float32 [micro_batch, d], not yet normalised."""
+
+    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Stacked pictures [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
+        self.needs("image")
+        vectors = _in_micro_batches({"pixels": pixels}, self.micro_batch, lambda b: self._image_batch(b["pixels"]))
+        return unit(vectors.reshape(-1, self.dimension))
+
+    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
+        """Tokens [n, …] → unit vectors float32 [n, d]."""
+        self.needs("text")
+        return unit(_in_micro_batches(tokens, self.micro_batch, self._text_batch).reshape(-1, self.dimension))
+
+    def encode_image(self, images: list[bytes]) -> np.ndarray:
+        """Encoded pictures (JPEG, PNG, …) → float32 [n, d].
+
+        Raises:
+            Rejected: a picture cannot be decoded.
+            UsageError: the encoder gives no image vectors.
+        """
+        self.needs("image")
+        if not images:
+            return np.zeros((0, self.dimension), np.float32)
+        return self.embed_pixels(np.stack([self.preprocess(decode(data)) for data in images]))
+
+    def encode_text(self, texts: list[str]) -> np.ndarray:
+        """Texts → float32 [n, d].
+
+        Raises:
+            UsageError: the encoder gives no text vectors.
+        """
+        self.needs("text")
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
+        return self.embed_tokens(self.tokenize(texts))
+
+    def needs(self, modality: str) -> None:
+        if modality not in self.modalities:
+            gives = " and ".join(self.modalities)
+            raise UsageError(f"{self.spec}: gives {gives} vectors, not {modality}. Choose another --model.")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, float32; rows of length 0 or with NaN stay as they are."""
+    vectors = vectors.astype(np.float32, copy=False)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, length, out=vectors.copy(), where=length > 0)
+
+
+def _in_micro_batches(arrays: Mapping[str, np.ndarray], size: int, run: Callable[[Tokens], np.ndarray]) -> np.ndarray:
+    n = len(next(iter(arrays.values())))
+    results = []
+    for start in range(0, n, size):
+        batch = {name: a[start : start + size] for name, a in arrays.items()}
+        rows = len(next(iter(batch.values())))
+        if rows < size:
+            batch = {name: np.concatenate([a, np.repeat(a[:1], size - rows, axis=0)]) for name, a in batch.items()}
+        results.append(np.asarray(run(batch), np.float32)[:rows])
+    return np.concatenate(results) if results else np.zeros((0, 0), np.float32)
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """SHA-256 over named parts (hashes of files, preprocessing, dimension …) in canonical JSON."""
+    canonical = json.dumps({"format": VECTOR_FORMAT, **parts}, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,35 @@
+"""A spec string becomes an encoder: one match, one place that knows the families."""
+
+from __future__ import annotations
+
+from mmstream.encoders.base import Encoder
+from mmstream.errors import UsageError
+
+FAMILIES = "hf:<id, folder or URL>, run:<folder or URL of a run>, fake:<dimension>"
+DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
+
+
+def load_encoder(spec: str) -> Encoder:
+    """
+    Raises:
+        UsageError: no such family, or the model cannot be loaded.
+        UnreachableError: a hub or store does not answer.
+    """
+    family, _, rest = spec.partition(":")
+    if not rest:
+        raise UsageError(f"{spec!r} is no model spec. Give one of: {FAMILIES}.")
+    match family:
+        case "fake":
+            from mmstream.encoders.fake import FakeEncoder
+
+            return FakeEncoder(spec)
+        case "hf":
+            from mmstream.encoders.hf import HfEncoder
+
+            return HfEncoder(spec)
+        case "run":
+            from mmstream.encoders.trained import TrainedEncoder
+
+            return TrainedEncoder(spec)
+        case _:
+            raise UsageError(f"{spec}: {family}: is no family of models. Give one of: {FAMILIES}.")
