@@ -62,9 +62,9 @@ def test_the_answer_is_plain_json() -> None:
     assert list(out) == ["n", "chance", "ceiling", "text_to_image", "image_to_text"]
 
 
-@pytest.mark.parametrize("n", [11, 997, 2000])
-def test_vectors_that_are_all_equal_find_nothing(n: int) -> None:
-    same = np.tile(np.random.default_rng(n).standard_normal(129).astype(np.float32), (n, 1))
+@pytest.mark.parametrize(("n", "d"), [(11, 512), (101, 129), (997, 512), (2000, 64)])
+def test_vectors_that_are_all_equal_find_nothing(n: int, d: int) -> None:
+    same = np.tile(np.random.default_rng(n).standard_normal(d).astype(np.float32), (n, 1))
     out = retrieval(same, same)
     assert out["text_to_image"] == out["image_to_text"] == {"r@1": 0.0, "r@5": 0.0, "r@10": 0.0}
 
@@ -83,6 +83,13 @@ def test_a_row_that_is_not_finite_is_a_miss_and_harms_nobody_else() -> None:
     images[3], texts[7, 2] = np.nan, np.inf
     assert partner_ranks(texts, images).tolist() == [20 if i in (3, 7) else 0 for i in range(20)]
     assert partner_ranks(images, texts).tolist() == [20 if i in (3, 7) else 0 for i in range(20)]
+
+
+def test_a_broken_candidate_is_found_by_nobody_not_even_where_all_scores_are_negative() -> None:
+    images, texts = np.eye(3, dtype=np.float32), -np.eye(3, dtype=np.float32) - 1
+    texts[0] = np.nan
+    texts[1:, 0] = -5
+    assert partner_ranks(images, texts).tolist() == [3, 1, 1]
 
 
 def test_equal_halves_of_a_set_cost_each_other_the_first_place() -> None:
