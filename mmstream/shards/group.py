@@ -1,0 +1,284 @@
+"""Members in, chunks of raw samples out: the unit of work and of commit.
+
+A sample is a run of adjacent members of one key, the key being the path up to the first dot of the file's name. Each
+gives one row, bad ones too (`reason`, `detail`, payload null), so that a shard's rows count everything in it. A key
+that comes again later in the shard, and a second member for one column, are rejected as `duplicate_key`, never merged
+and never chosen from. Text that is no UTF-8 is `caption`, or `metadata` in `.json` and `.cls`. Suffixes that no column
+knows are passed over but make a sample exist; so does a name without a dot. What macOS leaves in archives
+(`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
+
+A chunk ends with the sample that fills it: boundaries depend on rows and bytes of the shard alone, not on what is
+wanted or skipped, and memory is one chunk and one sample. Where the shard breaks, complete samples are rows, and no
+exception leaves: the last chunk says where and why in `damage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import pyarrow as pa
+
+from mmstream.errors import Reason, Rejected
+from mmstream.schema import SAMPLE, Damage, sample_id
+from mmstream.shards.tar import MEMBER_LIMIT, ByteSource, Member, TarDamage, members
+
+CHUNK = SAMPLE.append(pa.field("image_offset", pa.int64()))  # of the image member's payload; null without one
+
+_SUFFIXES = {
+    # The second line is never decoded, but has to reach the decoder, which says what it is.
+    "image": "jpg jpeg jpe jfif png webp gif bmp tif tiff bin "
+    "ico heic heif avif jp2 j2k jxl ppm pgm pbm pnm psd svg pdf eps tga",
+    "audio": "wav flac ogg mp3 m4a opus",
+    "video": "mp4 webm mov mkv avi",
+    "text": "txt caption",
+    "json": "json",
+    "cls": "cls",
+}
+COLUMN_OF = {suffix: column for column, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
+_TEXTS = {"text": Reason.CAPTION, "json": Reason.METADATA, "cls": Reason.METADATA}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `first_row .. first_row + num_samples - 1` of a shard, in `table` with the columns of `CHUNK`.
+
+    `bytes_read` is how much of the shard lies between this chunk's first byte and the next one's. The last chunk of a
+    shard has `end` (and may have no rows), and `damage` where the shard broke.
+    """
+
+    shard: int
+    number: int
+    first_row: int
+    num_samples: int
+    table: pa.Table
+    end: bool
+    damage: Damage | None
+    bytes_read: int
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and lower-cased suffix: `a/b.c/000.JPG` is `a/b.c/000` and `jpg`; without a stem or a dot all is key."""
+    start = name.rfind("/") + 1
+    dot = name.find(".", start)
+    if dot <= start:
+        return name, ""
+    return name[:dot], name[dot + 1 :].lower()
+
+
+def is_macos_leftover(name: str) -> bool:
+    base = name[name.rfind("/") + 1 :]
+    return base.startswith("._") or base == ".DS_Store" or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+
+
+def read_chunks(
+    reader: ByteSource,
+    shard: int,
+    *,
+    chunk_rows: int = 512,
+    chunk_bytes: int = 32 << 20,
+    max_rows: int | None = None,
+    skip: frozenset[int] = frozenset(),
+    member_limit: int = MEMBER_LIMIT,
+) -> Iterator[Chunk]:
+    """The chunks of one shard in order. A chunk is full at `chunk_rows` rows or `chunk_bytes` bytes of the shard.
+
+    Chunks whose numbers are in `skip` are walked over: their payloads are not read, the boundaries and duplicates of
+    the others stay what they are. `max_rows` ends the shard after that many rows, undamaged. Damage of the shard, the
+    reader's `Rejected` included, ends it with `Chunk.damage`; `UnreachableError` is for the caller.
+    """
+    grouping = _Grouping(shard, chunk_rows, chunk_bytes, max_rows, skip)
+    damage: TarDamage | None = None
+    walk = members(reader, member_limit=member_limit, want=grouping.wants)
+    while True:
+        try:
+            member = next(walk, None)
+        except TarDamage as e:
+            damage = e
+            break
+        except Rejected as e:
+            damage = TarDamage(e.reason, reader.tell(), e.detail)
+            break
+        if member is None or grouping.is_beyond(member.name):
+            break
+        if chunk := grouping.add(member):
+            yield chunk
+    if last := grouping.close(damage, reader.tell()):
+        yield last
+
+
+@dataclass(slots=True)
+class _Sample:
+    key: str
+    offset: int
+    num_bytes: int = 0  # of the shard, headers included
+    suffixes: set[str] = field(default_factory=set)
+    values: dict[str, bytes] = field(default_factory=dict)  # by column, of what was wanted
+    image_offset: int | None = None
+    reason: Reason | None = None
+    detail: str | None = None
+
+    def kinds(self) -> set[str]:
+        """What the sample has, with .jpg and .png being the same thing."""
+        return {COLUMN_OF.get(s, s) for s in self.suffixes}
+
+    def reject(self, reason: Reason, detail: str) -> None:
+        if self.reason is None:
+            self.reason, self.detail = reason, detail
+
+
+class _Grouping:
+    """The open sample, the samples of the open chunk, and the keys of the whole shard."""
+
+    def __init__(
+        self, shard: int, chunk_rows: int, chunk_bytes: int, max_rows: int | None, skip: frozenset[int]
+    ) -> None:
+        self._shard, self._chunk_rows, self._chunk_bytes = shard, chunk_rows, chunk_bytes
+        self._max_rows, self._skip = max_rows, skip
+        self._number = 0
+        self._first_row = 0
+        self._start = 0
+        self._num_rows = 0  # closed samples of the open chunk; `_samples` has them unless the chunk is skipped
+        self._num_bytes = 0
+        self._samples: list[_Sample] = []
+        self._open: _Sample | None = None
+        self._kinds_before: set[str] = set()
+        self._seen: set[int] = set()  # 8 bytes of BLAKE2b: two of a million keys collide once in 10⁷ shards
+
+    def wants(self, name: str) -> bool:
+        """Whether the payload of the next member will be in a row of a chunk that is yielded."""
+        key, suffix = split_name(name)
+        if suffix not in COLUMN_OF or is_macos_leftover(name) or self.is_beyond(name):
+            return False
+        is_new = self._open is None or self._open.key != key
+        number = self._number + (is_new and self._is_full_with_open())
+        return number not in self._skip and (is_new or not self._has_column(COLUMN_OF[suffix]))
+
+    def is_beyond(self, name: str) -> bool:
+        """Whether the member begins a row after the last one to be taken."""
+        if self._max_rows is None or is_macos_leftover(name):
+            return False
+        num_rows = self._first_row + self._num_rows
+        if self._open is None:
+            return num_rows >= self._max_rows
+        return num_rows + 1 >= self._max_rows and self._open.key != split_name(name)[0]
+
+    def add(self, member: Member) -> Chunk | None:
+        """Takes the next member; gives the chunk that ended before it, if one did and is not skipped."""
+        if is_macos_leftover(member.name):
+            return None
+        key, suffix = split_name(member.name)
+        chunk = None
+        if self._open is None or self._open.key != key:
+            is_full = self._is_full_with_open()
+            self._close_sample()
+            if is_full:
+                chunk = self._close_chunk(member.offset)
+            self._open_sample(key, member.offset)
+        self._take(member, suffix)
+        return chunk
+
+    def close(self, damage: TarDamage | None, position: int) -> Chunk | None:
+        """The last chunk. A sample that is open when the shard breaks is rejected unless it is known to be whole."""
+        is_whole = damage is None or self._open is None or self._is_whole(self._open, damage)
+        if self._open and damage and not is_whole:
+            where = f"the shard breaks at byte {damage.offset:,} before this sample is whole"
+            self._open.reject(damage.reason, where)
+        self._close_sample()
+        record = None
+        if damage and not (is_whole and self._first_row + self._num_rows == self._max_rows):
+            record = Damage(reason=damage.reason, offset=damage.offset, detail=damage.detail)
+        return self._close_chunk(position, end=True, damage=record)
+
+    def _is_whole(self, sample: _Sample, damage: TarDamage) -> bool:
+        """Known where the end mark or the name of the cut member was seen; else whole if it has all its predecessor
+        had."""
+        if damage.reason is Reason.TAR_TRAILING:
+            return True
+        if damage.member is not None and not is_macos_leftover(damage.member):
+            return split_name(damage.member)[0] != sample.key
+        return sample.kinds() >= self._kinds_before
+
+    def _open_sample(self, key: str, offset: int) -> None:
+        self._open = _Sample(key, offset)
+        digest = int.from_bytes(blake2b(key.encode(), digest_size=8).digest())
+        if digest in self._seen:
+            self._open.reject(Reason.DUPLICATE_KEY, f"{key} came before in this shard")
+        self._seen.add(digest)
+
+    def _take(self, member: Member, suffix: str) -> None:
+        sample = self._open
+        assert sample is not None
+        sample.num_bytes += member.data_offset + member.size - member.offset
+        column = COLUMN_OF.get(suffix)
+        if suffix in sample.suffixes or (column and self._has_column(column)):
+            sample.reject(Reason.DUPLICATE_KEY, f"{member.name} is a second {column or suffix or 'file'} of its key")
+        elif member.problem:
+            sample.reject(member.problem, member.detail)
+        elif column and member.data is not None:
+            sample.values[column] = member.data
+        if column == "image":
+            sample.image_offset = member.data_offset
+        sample.suffixes.add(suffix)
+
+    def _has_column(self, column: str) -> bool:
+        return self._open is not None and any(COLUMN_OF.get(s) == column for s in self._open.suffixes)
+
+    def _is_full_with_open(self) -> bool:
+        if self._open is None:
+            return False
+        return self._num_rows + 1 >= self._chunk_rows or self._num_bytes + self._open.num_bytes >= self._chunk_bytes
+
+    def _close_sample(self) -> None:
+        if self._open is None:
+            return
+        self._num_rows += 1
+        self._num_bytes += self._open.num_bytes
+        self._kinds_before = self._open.kinds()
+        if self._number not in self._skip:
+            self._samples.append(self._open)
+        self._open = None
+
+    def _close_chunk(self, position: int, *, end: bool = False, damage: Damage | None = None) -> Chunk | None:
+        chunk = None
+        if self._number not in self._skip:
+            table = _table(self._shard, self._first_row, self._samples)
+            read = position - self._start
+            rows = len(self._samples)
+            chunk = Chunk(self._shard, self._number, self._first_row, rows, table, end, damage, read)
+        self._number += 1
+        self._first_row += self._num_rows
+        self._start = position
+        self._num_rows = self._num_bytes = 0
+        self._samples = []
+        return chunk
+
+
+def _table(shard: int, first_row: int, samples: list[_Sample]) -> pa.Table:
+    texts = [_decoded_texts(s) for s in samples]
+    rows = range(first_row, first_row + len(samples))
+    columns = {
+        "id": [sample_id(shard, row) for row in rows],
+        "shard": [shard] * len(samples),
+        "row": list(rows),
+        "key": [s.key for s in samples],
+        "offset": [s.offset for s in samples],
+        **{c: [s.values.get(c) if s.reason is None else None for s in samples] for c in ("image", "audio", "video")},
+        **{c: [t.get(c) if s.reason is None else None for s, t in zip(samples, texts, strict=True)] for c in _TEXTS},
+        "reason": [s.reason for s in samples],
+        "detail": [s.detail for s in samples],
+        "image_offset": [s.image_offset for s in samples],
+    }
+    return pa.Table.from_pydict(columns, schema=CHUNK)
+
+
+def _decoded_texts(sample: _Sample) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for column, reason in _TEXTS.items():
+        if (raw := sample.values.get(column)) is not None:
+            try:
+                texts[column] = raw.decode()
+            except UnicodeDecodeError as e:
+                sample.reject(reason, f"{sample.key}: the {column} is no UTF-8 from its byte {e.start} on")
+    return texts
