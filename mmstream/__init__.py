@@ -1,0 +1,58 @@
+"""mmstream: buckets of multimodal shards in; embeddings, trained models and a searchable index out.
+
+    import mmstream as mm
+
+    mm.embed("s3://bucket/*.tar", "s3://bucket/emb", model="hf:openai/clip-vit-base-patch32")
+    mm.build_index("s3://bucket/emb", "s3://bucket/index")
+    for hit in mm.open_index("s3://bucket/index").search(text="a map of the world"):
+        print(hit.score, hit.caption)
+
+Names are loaded when they are first used: importing mmstream imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmstream.embeddings.audit import audit
+    from mmstream.encoders.build import load_encoder
+    from mmstream.index.build import build_index
+    from mmstream.pipelines.embed import embed
+    from mmstream.pipelines.evaluate import evaluate
+    from mmstream.pipelines.fit import train
+    from mmstream.pipelines.read import read_webdataset
+    from mmstream.search.searcher import open_index
+
+__all__ = [
+    "audit",
+    "build_index",
+    "embed",
+    "evaluate",
+    "load_encoder",
+    "open_index",
+    "read_webdataset",
+    "train",
+]
+
+_MODULES = {
+    "audit": "mmstream.embeddings.audit",
+    "build_index": "mmstream.index.build",
+    "embed": "mmstream.pipelines.embed",
+    "evaluate": "mmstream.pipelines.evaluate",
+    "load_encoder": "mmstream.encoders.build",
+    "open_index": "mmstream.search.searcher",
+    "read_webdataset": "mmstream.pipelines.read",
+    "train": "mmstream.pipelines.fit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'mmstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,248 @@
+"""The verbs: each parses its arguments, calls one function of the Python API and prints its report.
+
+With `--json` stdout is exactly one JSON document and everything else goes to stderr. Errors are one sentence and an
+exit code (errors.ExitCode); `--debug` adds the traceback. Nothing heavy is imported before a verb runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect as introspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from mmstream.errors import ExitCode, MmstreamError
+
+app = typer.Typer(
+    name="mmstream",
+    help="Buckets of multimodal WebDataset shards in, embeddings, trained models and a searchable index out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index_app = typer.Typer(help="Build and inspect indexes.", no_args_is_help=True)
+synth_app = typer.Typer(help="Write made-up data sets to try things on.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+app.add_typer(synth_app, name="synth")
+
+Sources = Annotated[list[str], typer.Argument(help="Globs, {braces}, folders or URLs of tar shards.", metavar="SRC…")]
+Dest = Annotated[str, typer.Argument(help="The embedding set's folder or URL.", metavar="DEST")]
+IndexUrl = Annotated[str, typer.Argument(help="The index's folder or URL.", metavar="INDEX")]
+Model = Annotated[str | None, typer.Option(help="Model spec: hf:<id, folder or URL>, run:<run>, fake:<dimension>.")]
+Limit = Annotated[int | None, typer.Option(help="Take at most this many samples.", min=1)]
+
+_COMMON = {
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON document.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")],
+}
+
+
+def verb(parent: typer.Typer, name: str, example: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function as a verb: adds `--json --debug --quiet`, prints its report, maps errors to exit codes."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(**arguments: Any) -> None:
+            common = {option: arguments.pop(option) for option in _COMMON}
+            raise typer.Exit(_run(lambda: function(**arguments), **common))
+
+        signature = introspect.signature(function, eval_str=True)
+        keyword = introspect.Parameter.KEYWORD_ONLY
+        extra = [introspect.Parameter(n, keyword, default=False, annotation=a) for n, a in _COMMON.items()]
+        parameters = [p.replace(kind=keyword) for p in signature.parameters.values()]
+        run.__signature__ = signature.replace(parameters=[*parameters, *extra])  # ty: ignore[unresolved-attribute]
+        run.__annotations__ = {p.name: p.annotation for p in [*parameters, *extra]}
+        parent.command(name, epilog=f"Example: [bold]{example}[/]")(run)
+        return function
+
+    return register
+
+
+def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> int:
+    from mmstream import telemetry
+
+    telemetry.set_quiet(quiet)
+    try:
+        # What libraries print must not get between the lines of a JSON document.
+        with contextlib.redirect_stdout(sys.stderr):
+            report = call()
+        print(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if as_json else report)
+        return int(getattr(report, "exit_code", ExitCode.DONE))
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was committed stays, the same command goes on", ExitCode.INTERRUPTED, as_json)
+    except MmstreamError as e:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(e), e.exit_code, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.DONE)
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else " Run again with --debug for the traceback."
+        return _fail(f"unexpected {type(e).__name__}: {str(e).strip()[:500]}.{hint}", ExitCode.UNEXPECTED, as_json)
+
+
+def _fail(message: str, code: ExitCode, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": int(code)}))
+    print(f"mmstream: {message}", file=sys.stderr)
+    return int(code)
+
+
+@verb(app, "demo", "mmstream demo --dir my-demo")
+def demo(
+    dir: Annotated[str, typer.Option(help="Where everything is written.")] = "mmstream-demo",
+) -> Any:
+    """From nothing to an answered query: write scenes, train, embed, index, search, and a report to look at."""
+    from mmstream.demo.run import demo
+
+    return demo(dir)
+
+
+@verb(app, "doctor", "mmstream doctor s3://bucket/folder")
+def doctor(url: Annotated[str | None, typer.Argument(help="A source or store to try.")] = None) -> Any:
+    """What is here (cores, memory, torch, faiss, GPU, Ray, a URL) and what to do about what is missing."""
+    from mmstream.pipelines.doctor import doctor
+
+    return doctor(url)
+
+
+@verb(synth_app, "scenes", "mmstream synth scenes scenes/ --train 20000")
+def synth_scenes(
+    dest: Annotated[str, typer.Argument(help="Folder or URL; gets train/*.tar and test/*.tar.", metavar="DEST")],
+    train: Annotated[int, typer.Option(help="Scenes to train on.")] = 20_000,
+    test: Annotated[int, typer.Option(help="Test scenes of seen colour-shape pairs.")] = 1_000,
+    unseen: Annotated[int, typer.Option(help="Test scenes with colour-shape pairs held out from training.")] = 1_000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> Any:
+    """Rendered scenes of shapes with captions, as WebDataset tars."""
+    from mmstream.demo.scenes import write_scenes
+
+    return write_scenes(dest, num_train=train, num_test=test, num_unseen=unseen, seed=seed)
+
+
+@verb(app, "inspect", "mmstream inspect 's3://bucket/{00000..00041}.tar'")
+def inspect(src: Sources) -> Any:
+    """What is in these shards: how many, how large, which members, a few samples, damage at the start."""
+    from mmstream.pipelines.inspect import inspect
+
+    return inspect(src)
+
+
+@verb(app, "embed", "mmstream embed 's3://bucket/*.tar' s3://bucket/emb --model hf:openai/clip-vit-base-patch32")
+def embed(
+    src_dest: Annotated[list[str], typer.Argument(help="Sources, then the destination.", metavar="SRC… DEST")],
+    model: Model = None,
+    limit: Limit = None,
+    max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
+    field: Annotated[list[str] | None, typer.Option(help="A JSON field to keep beside the vectors.")] = None,
+) -> Any:
+    """Embed shards into an embedding set; the same command goes on after any kill."""
+    from mmstream.encoders.build import DEFAULT_SPEC
+    from mmstream.errors import UsageError
+    from mmstream.pipelines.embed import embed
+
+    *src, dest = src_dest
+    if not src:
+        raise UsageError("embed takes at least one source and a destination: mmstream embed SRC… DEST.")
+    budget = _share(max_rejects)
+    return embed(src, dest, model or DEFAULT_SPEC, fields=field or (), limit=limit, max_rejects=budget)
+
+
+def _share(text: str) -> float:
+    from mmstream.errors import UsageError
+
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"--max-rejects {text}: give a share from 0% to 100%, as 5% or 0.05.")
+    return share
+
+
+@verb(app, "audit", "mmstream audit s3://bucket/emb")
+def audit(dest: Dest) -> Any:
+    """Check an embedding set: records, row counts and hashes agree, nothing is missing or doubled."""
+    from mmstream.embeddings.audit import audit
+
+    return audit(dest)
+
+
+@verb(app, "train", "mmstream train jobs/recipes/pairs.yaml --out runs/pairs epochs=20")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML recipe.", metavar="RECIPE")],
+    out: Annotated[str, typer.Option(help="The run's folder or URL.", metavar="RUN")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Keys to change.", metavar="[key=value …]")] = None,
+    limit: Limit = None,
+) -> Any:
+    """Train a model from a recipe; the same command resumes the run."""
+    from mmstream.pipelines.fit import train
+
+    return train(recipe, out=out, overrides=overrides or [], limit=limit)
+
+
+@verb(app, "eval", "mmstream eval run:runs/pairs 'data/test/*.tar'")
+def evaluate(
+    what: Annotated[str, typer.Argument(help="A model spec, or an embedding set.", metavar="SPEC|DEST")],
+    src: Annotated[list[str] | None, typer.Argument(help="Shards, where a model is given.", metavar="[SRC…]")] = None,
+    limit: Limit = None,
+) -> Any:
+    """Retrieval both ways (recall@1, 5, 10) with N, chance and ceiling."""
+    from mmstream.pipelines.evaluate import evaluate
+
+    return evaluate(what, src or [], limit=limit)
+
+
+@verb(index_app, "build", "mmstream index build s3://bucket/emb s3://bucket/index")
+def index_build(
+    emb: Annotated[str, typer.Argument(help="A finished embedding set.", metavar="EMB")],
+    index: IndexUrl,
+    of: Annotated[str | None, typer.Option(help="image or text; image where there is one.")] = None,
+) -> Any:
+    """Build an index from an embedding set and publish it as the next version."""
+    from mmstream.index.build import build_index
+
+    return build_index(emb, index, of=of)
+
+
+@verb(index_app, "info", "mmstream index info s3://bucket/index")
+def index_info(index: IndexUrl) -> Any:
+    """What an index holds: version, vectors, model, files."""
+    from mmstream.index.store import index_info
+
+    return index_info(index)
+
+
+@verb(app, "search", 'mmstream search s3://bucket/index "a map of the world" -k 5')
+def search(
+    index: IndexUrl,
+    query: Annotated[str | None, typer.Argument(help="Words to search for.", metavar="[QUERY]")] = None,
+    image: Annotated[str | None, typer.Option(help="A picture to search for instead.", metavar="FILE")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many hits.", min=1)] = 10,
+    model: Model = None,
+    html: Annotated[str | None, typer.Option(help="Also write a page with the pictures.", metavar="FILE")] = None,
+) -> Any:
+    """Ask an index with words or a picture. The model is the one that made the index; no --model is needed."""
+    from mmstream.search.searcher import search
+
+    return search(index, query=query, image=image, k=k, model=model, html=html)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command; leaves through SystemExit with its exit code."""
+    app(args=argv if argv is not None else sys.argv[1:], prog_name="mmstream")
+
+

@@ -1,0 +1,199 @@
+"""One chunk of samples becomes rows with vectors and rejects: the pure middle of `embed` and `evaluate`.
+
+No sample vanishes: each ends as one row or as one reject with its reason. A sample needs only what the encoder can
+use: a picture, a caption or both; what is absent is null in the row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmstream.encoders.base import Encoder
+from mmstream.errors import Reason, Rejected
+from mmstream.media.image import Picture, decode
+from mmstream.media.text import clean
+from mmstream.pipelines.source import ChunkInfo
+from mmstream.schema import REJECT, embedding_schema
+from mmstream.telemetry import Stopwatch
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample that is ready for the encoder."""
+
+    about: dict[str, Any]
+    pixels: np.ndarray | None
+    caption: str | None
+
+
+def encode_chunk(
+    info: ChunkInfo,
+    samples: pa.Table,
+    encoder: Encoder,
+    fields: Sequence[str],
+    *,
+    pool: ThreadPoolExecutor,
+    watch: Stopwatch,
+) -> tuple[pa.Table, pa.Table]:
+    """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
+
+    Decoding and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest is among the rejects.
+    """
+    with watch("decode"):
+        results = list(pool.map(lambda sample: _prepared(sample, encoder, fields), _as_dicts(samples)))
+    with watch("model"):
+        ready = [r for r in results if isinstance(r, _Sample)]
+        rejects = [r for r in results if not isinstance(r, _Sample)]
+        vectors = _vectors(ready, encoder)
+        rows, bad = _rows(ready, vectors, encoder, fields)
+    if info.damage:
+        rest = info.first_row + info.num_samples
+        rejects.append(_reject(info.shard, rest, None, info.damage.offset, info.damage.reason, info.damage.detail))
+    rejects = sorted([*rejects, *bad], key=lambda r: r["row"])
+    return rows, pa.Table.from_pylist(rejects, schema=REJECT)
+
+
+def _as_dicts(samples: pa.Table) -> Iterable[dict[str, Any]]:
+    """Samples one by one, so that only the bytes of those at work are held as Python objects."""
+    columns = {name: samples[name].combine_chunks() for name in samples.column_names}
+    for i in range(samples.num_rows):
+        yield {name: column[i].as_py() for name, column in columns.items()}
+
+
+def _prepared(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -> _Sample | dict[str, Any]:
+    try:
+        return _prepare(sample, encoder, fields)
+    except Rejected as e:
+        return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
+
+
+def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -> _Sample:
+    if sample["reason"] is not None:
+        raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
+    metadata = _metadata(sample["json"])
+    caption = _caption(sample["text"], metadata) if "text" in encoder.modalities else None
+    picture: Picture | None = None
+    if "image" in encoder.modalities and sample["image"] is not None:
+        picture = decode(sample["image"])
+    if picture is None and caption is None:
+        wanted = " or ".join(encoder.modalities)
+        raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
+    about = {
+        "id": sample["id"],
+        "shard": sample["shard"],
+        "row": sample["row"],
+        "key": sample["key"],
+        "caption": caption if caption is not None else _caption(sample["text"], metadata),
+        "url": _as_text(metadata.get("url")),
+        "width": picture.width if picture else None,
+        "height": picture.height if picture else None,
+        "image_offset": sample["image_offset"] if picture else None,
+        "image_bytes": len(sample["image"]) if picture else None,
+        **{field: _as_text(metadata.get(field)) for field in fields},
+    }
+    return _Sample(about, encoder.preprocess(picture) if picture else None, caption)
+
+
+def _metadata(text: str | None) -> dict[str, Any]:
+    if text is None or not text.strip():
+        return {}
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Rejected(Reason.METADATA, f"the JSON member cannot be read: {e}") from e
+    if not isinstance(metadata, dict):
+        raise Rejected(Reason.METADATA, f"the JSON member is a {type(metadata).__name__}, not an object")
+    return metadata
+
+
+def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
+    """The sample's text member, else the caption of its JSON; None where both are absent or empty."""
+    for candidate in (text, metadata.get("caption")):
+        if isinstance(candidate, str) and (cleaned := clean(candidate)):
+            return cleaned
+    return None
+
+
+def _as_text(value: Any) -> str | None:
+    """A JSON value as it is stored beside a vector."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _reject(shard: int, row: int, key: str | None, offset: int, reason: str, detail: str) -> dict[str, Any]:
+    return {
+        "shard": shard,
+        "row": row,
+        "key": key,
+        "member": None,
+        "offset": offset,
+        "reason": str(reason),
+        "detail": detail,
+    }
+
+
+def _vectors(ready: list[_Sample], encoder: Encoder) -> dict[str, np.ndarray]:
+    """float32 [n, d] per modality; NaN where a sample lacks it."""
+    vectors = {}
+    for modality in encoder.modalities:
+        have = [i for i, s in enumerate(ready) if (s.pixels if modality == "image" else s.caption) is not None]
+        table = np.full((len(ready), encoder.dimension), np.nan, np.float32)
+        if have and modality == "image":
+            table[have] = encoder.embed_pixels(np.stack([ready[i].pixels for i in have]))
+        elif have:
+            table[have] = encoder.embed_tokens(encoder.tokenize([ready[i].caption or "" for i in have]))
+        vectors[modality] = table
+    return vectors
+
+
+def _rows(
+    ready: list[_Sample], vectors: dict[str, np.ndarray], encoder: Encoder, fields: Sequence[str]
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The rows whose vectors are finite, and rejects for the others."""
+    present = {
+        "image": np.array([s.pixels is not None for s in ready], bool),
+        "text": np.array([s.caption is not None for s in ready], bool),
+    }
+    finite = {m: np.isfinite(v).all(axis=1) for m, v in vectors.items()}
+    good = np.ones(len(ready), bool)
+    for m in vectors:
+        good &= finite[m] | ~present[m]
+    bad = [_bad_embedding(ready[i].about) for i in np.flatnonzero(~good)]
+    keep = np.flatnonzero(good)
+    schema = embedding_schema(list(encoder.modalities), encoder.dimension, list(fields))
+    about = (
+        {n: pa.array([ready[i].about[n] for i in keep], schema.field(n).type) for n in ready[0].about} if ready else {}
+    )
+    columns = []
+    for name in schema.names:
+        if name in about:
+            columns.append(about[name])
+        elif name.endswith("_embedding"):
+            m = name.removesuffix("_embedding")
+            columns.append(_embedding(vectors[m][keep], present[m][keep] & finite[m][keep], encoder.dimension))
+        elif name == "similarity":
+            both = present["image"][keep] & present["text"][keep]
+            cosine = np.einsum("nd,nd->n", vectors["image"][keep], vectors["text"][keep])
+            columns.append(pa.array(cosine.astype(np.float32), mask=~both))
+        else:
+            columns.append(pa.nulls(0, schema.field(name).type))
+    return pa.table(columns, schema=schema), bad
+
+
+def _embedding(vectors: np.ndarray, valid: np.ndarray, dimension: int) -> pa.Array:
+    flat = pa.array(np.where(valid[:, None], vectors, 0).astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, dimension, mask=pa.array(~valid))
+
+
+def _bad_embedding(about: dict[str, Any]) -> dict[str, Any]:
+    offset = about["image_offset"] or 0
+    detail = "the encoder gave a vector that is not finite"
+    return _reject(about["shard"], about["row"], about["key"], offset, Reason.BAD_EMBEDDING, detail)

@@ -1,0 +1,144 @@
+"""Ray is started or joined, and each stage gets its share of the machine, checked before anything waits for it.
+
+Ray waits in silence for resources that will never come, so every job states what it needs first. A local Ray gets
+more logical CPUs than there are cores where there are fewer than four: read, encode and train stages must fit beside
+each other on the smallest laptop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from mmstream.errors import MmstreamError, UnreachableError, UsageError
+from mmstream.telemetry import stderr
+
+LOGICAL_CPUS = 4
+OBJECT_STORE_BYTES = 1 << 30
+MAX_CPU_ENCODERS = 8
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a streamed job is laid out: read tasks at once, encoder actors, and what each of them holds."""
+
+    readers: int
+    reader_cpus: float
+    encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    encoder_threads: int
+
+    @property
+    def cpus(self) -> float:
+        return self.readers * self.reader_cpus + self.encoders * self.encoder_cpus
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def start_ray() -> None:
+    """Joins the cluster that RAY_ADDRESS names (a Ray job sets it), or starts a local Ray; quiet, and at most once.
+
+    Raises:
+        UnreachableError: RAY_ADDRESS names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        return
+    _hush()
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RayError, RuntimeError) as e:
+            raise UnreachableError(
+                f"the Ray cluster at RAY_ADDRESS={address} does not answer ({str(e).splitlines()[0]}). "
+                "Check the address and RAY_AUTH_MODE=token, or unset RAY_ADDRESS to run on this machine."
+            ) from e
+        return
+    stderr().print("[dim]starting a local Ray (a few seconds) …[/]")
+    ray.init(
+        address="local",
+        num_cpus=max(LOGICAL_CPUS, cores()),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _hush() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def encode_shares() -> Shares:
+    """A GPU each where there are GPUs, else encoders that fill the cores; two readers per GPU, one on CPUs.
+
+    Raises:
+        UsageError: the cluster is too small for one reader beside one encoder.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
+    if gpus:
+        readers = max(2, min(3 * gpus, int(cpus) // 2))
+        shares = Shares(readers, 0.5, gpus, 1.0, 1.0, encoder_threads=4)
+    else:
+        physical = min(int(cpus), cores()) if not os.environ.get("RAY_ADDRESS") else int(cpus)
+        encoders = max(1, min(physical, MAX_CPU_ENCODERS))
+        readers = max(1, encoders // 4)
+        shares = Shares(readers, 0.5, encoders, 1.0, 0.0, encoder_threads=max(1, physical // encoders))
+    while shares.cpus > cpus and shares.encoders > 1 and not gpus:
+        shares = Shares(1, 0.5, shares.encoders - 1, 1.0, 0.0, shares.encoder_threads)
+    if shares.cpus > cpus:
+        raise UsageError(
+            f"the job needs {shares.cpus:g} CPUs ({shares.readers} readers, {shares.encoders} encoders) and Ray has "
+            f"{cpus:g}: it would wait for ever. Start Ray with more --num-cpus (they are logical)."
+        )
+    return shares
+
+
+@contextmanager
+def streaming_context() -> Iterator[None]:
+    """Settings under which datasets of whole chunks are made: Ray neither merges nor slices rows that are chunks.
+
+    A dataset keeps a copy of the settings it was made under; those of the caller come back afterwards.
+    """
+    context = ray.data.DataContext.get_current()
+    names = ("target_max_block_size", "enable_progress_bars", "print_on_execution_start", "enable_auto_log_stats")
+    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """An error that one of our functions raised in a Ray worker comes out as itself, not wrapped in Ray's."""
+    try:
+        yield
+    except RayTaskError as e:
+        cause: BaseException | None = e
+        while cause is not None:
+            if isinstance(cause, MmstreamError) and not isinstance(cause, RayTaskError):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise

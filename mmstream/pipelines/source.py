@@ -1,0 +1,176 @@
+"""Shards become a Ray Data source whose every row is one whole chunk.
+
+Each column of a row is the list of the chunk's values (zero copy both ways), so that Ray's merging and slicing of
+blocks, which work on rows, cannot touch a chunk. Each row carries its own (shard, chunk, first row, number of rows):
+when a worker dies Ray splices the blocks of two attempts by position and checks nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from mmstream.errors import Rejected
+from mmstream.schema import SAMPLE, Damage
+from mmstream.shards.group import Chunk, read_chunks
+from mmstream.storage.files import RangeReader
+
+CHUNK_ROWS = 512
+CHUNK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What one read task reads: a shard of the catalog, but for the chunks that are committed already."""
+
+    shard: int
+    url: str
+    bytes: int
+    etag: str
+    max_rows: int | None = None
+    skip: frozenset[int] = frozenset()
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """What a row says of its chunk, beside the samples."""
+
+    shard: int
+    chunk: int
+    first_row: int
+    num_samples: int
+    end: bool
+    damage: Damage | None
+    source_url: str
+    source_bytes: int
+    source_etag: str
+    read_bytes: int
+    read_seconds: float
+    epoch: int
+
+
+_INFO = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("chunk", pa.int32()),
+        ("first_row", pa.int32()),
+        ("num_samples", pa.int32()),
+        ("end", pa.bool_()),
+        ("damage", pa.string()),
+        ("source_url", pa.string()),
+        ("source_bytes", pa.int64()),
+        ("source_etag", pa.string()),
+        ("read_bytes", pa.int64()),
+        ("read_seconds", pa.float64()),
+        ("epoch", pa.int32()),
+    ]
+)
+_SAMPLES = "samples."
+
+
+class ShardSource(Datasource):
+    """One read task per shard, in the order given."""
+
+    def __init__(self, tasks: list[ShardTask], *, whole_chunks: bool = True, columns: list[str] | None = None) -> None:
+        super().__init__()
+        self._tasks = tasks
+        self._read = read_rows if whole_chunks else partial(read_samples, columns=columns)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return sum(task.bytes for task in self._tasks)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        return [self._read_task(task, per_task_row_limit) for task in self._tasks]
+
+    def _read_task(self, task: ShardTask, limit: int | None) -> ReadTask:
+        metadata = BlockMetadata(num_rows=None, size_bytes=task.bytes, exec_stats=None, input_files=[task.url])
+        return ReadTask(partial(self._read, task), metadata, per_task_row_limit=limit)
+
+
+def chunks_of(task: ShardTask) -> Iterator[Chunk]:
+    """The chunks of a shard. One that is gone or has changed gives a single empty chunk that says so."""
+    try:
+        reader = RangeReader(task.url, bytes=task.bytes, etag=task.etag)
+    except Rejected as e:
+        yield Chunk(
+            shard=task.shard,
+            number=0,
+            first_row=0,
+            num_samples=0,
+            table=_no_samples(),
+            end=True,
+            damage=Damage(reason=e.reason, offset=0, detail=e.detail),
+            bytes_read=0,
+        )
+        return
+    with reader:
+        yield from read_chunks(
+            reader, task.shard, chunk_rows=CHUNK_ROWS, chunk_bytes=CHUNK_BYTES, max_rows=task.max_rows, skip=task.skip
+        )
+
+
+def _no_samples() -> pa.Table:
+    return pa.schema([*SAMPLE, pa.field("image_offset", pa.int64())]).empty_table()
+
+
+def read_rows(task: ShardTask) -> Iterator[pa.Table]:
+    """The shard as tables of one row, each a chunk."""
+    start = time.perf_counter()
+    for chunk in chunks_of(task):
+        yield to_row(chunk, task, time.perf_counter() - start)
+        start = time.perf_counter()
+
+
+def read_samples(task: ShardTask, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The shard as ordinary tables of samples."""
+    for chunk in chunks_of(task):
+        yield chunk.table.select(columns or SAMPLE.names)
+
+
+def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:
+    info = {
+        "shard": chunk.shard,
+        "chunk": chunk.number,
+        "first_row": chunk.first_row,
+        "num_samples": chunk.num_samples,
+        "end": chunk.end,
+        "damage": chunk.damage.model_dump_json() if chunk.damage else None,
+        "source_url": task.url,
+        "source_bytes": task.bytes,
+        "source_etag": task.etag,
+        "read_bytes": chunk.bytes_read,
+        "read_seconds": read_seconds,
+        "epoch": task.epoch,
+    }
+    row = pa.Table.from_pylist([info], schema=_INFO)
+    for name in chunk.table.column_names:
+        row = row.append_column(_SAMPLES + name, as_list(chunk.table[name]))
+    return row
+
+
+def from_row(row: pa.Table) -> tuple[ChunkInfo, pa.Table]:
+    """A row made by `to_row`, taken apart: what it says of itself, and the samples."""
+    values = row.select(_INFO.names).to_pylist()[0]
+    damage = values.pop("damage")
+    info = ChunkInfo(**values, damage=Damage.model_validate_json(damage) if damage else None)
+    names = [n for n in row.column_names if n.startswith(_SAMPLES)]
+    samples = pa.table({n.removeprefix(_SAMPLES): row[n].combine_chunks().flatten() for n in names})
+    return info, samples
+
+
+def as_list(column: pa.ChunkedArray) -> pa.LargeListArray:
+    """A column as a column of one row: the list of its values, without a copy where it is one chunk."""
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = values.chunk(0) if values.num_chunks else pa.array([], column.type)
+    return pa.LargeListArray.from_arrays([0, len(values)], values)
