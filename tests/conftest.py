@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -46,7 +47,7 @@ class S3:
     endpoint: str
 
     def bucket(self, name: str) -> str:
-        (self.root / name).mkdir(exist_ok=True)
+        boto3.client("s3", endpoint_url=self.endpoint).create_bucket(Bucket=name)
         return f"s3://{name}"
 
 
@@ -77,7 +78,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         stderr=subprocess.DEVNULL,
     )
     patch = pytest.MonkeyPatch()
-    for name, value in _aws(f"http://127.0.0.1:{port}").items():
+    for name, value in aws_variables(f"http://127.0.0.1:{port}").items():
         patch.setenv(name, value)
     try:
         wait_for_port(port)
@@ -88,7 +89,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         server.wait(10)
 
 
-def _aws(endpoint: str) -> dict[str, str]:
+def aws_variables(endpoint: str) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": KEY,
