@@ -74,7 +74,8 @@ def write_set(
 
 
 def _with_id(row: Row) -> dict[str, Any]:
-    return {"id": sample_id(row["shard"], row["row"]), "key": f"{row['shard']:05}{row['row']:04}", **row}
+    vectors = {c: np.asarray(v, np.float16) for c, v in row.items() if c.endswith("_embedding") and v is not None}
+    return {"id": sample_id(row["shard"], row["row"]), "key": f"{row['shard']:05}{row['row']:04}", **row, **vectors}
 
 
 def _catalog(shards: Sequence[tuple[str, int]]) -> pa.Table:

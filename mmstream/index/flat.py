@@ -45,10 +45,10 @@ class FlatIndex:
         order = np.lexsort((ids, -scores))[:wanted]
         return scores[order], ids[order]
 
-    def position(self, id: int) -> int | None:
-        """The row of an id, or None where it is not in the index."""
-        at = int(np.searchsorted(self._ids, id))
-        return at if at < len(self) and self._ids[at] == id else None
+    def positions(self, ids: np.ndarray) -> np.ndarray:
+        """The rows of some ids, int64 of the same shape; -1 where an id is not in the index."""
+        at = np.minimum(np.searchsorted(self._ids, ids), len(self) - 1)
+        return np.where(self._ids[at] == ids, at, -1)
 
     def vector(self, position: int) -> np.ndarray:
         """The stored vector of a row, as float32 [d]."""

@@ -70,9 +70,8 @@ def test_random_vectors_score_as_brute_force_up_to_float32() -> None:
     assert np.allclose(scores, np.sort(truth)[::-1][:10], rtol=1e-5)
 
 
-def test_an_id_gives_its_vector_and_one_that_is_not_there_gives_none() -> None:
+def test_an_id_gives_its_vector_and_one_that_is_not_there_is_told() -> None:
     z = tied_vectors(5, 3)
     flat = FlatIndex(np.array([2, 4, 1 << 40, 1 << 41, (1 << 41) + 1]), z)
-    assert flat.position(1 << 40) == 2
+    assert flat.positions(np.array([1 << 40, 2, 0, 3, 1 << 42])).tolist() == [2, 0, -1, -1, -1]
     assert flat.vector(2).tolist() == z[2].tolist()
-    assert [flat.position(i) for i in (0, 3, 1 << 42)] == [None, None, None]
