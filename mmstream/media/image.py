@@ -34,6 +34,7 @@ from PIL import (  # the plugins register themselves; Pillow's own search for th
 from mmstream.errors import Reason, Rejected
 
 MAX_PIXELS = 50_000_000
+_STRIP = 8  # length : breadth from which a picture is a strip
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ALGORITHMS: dict[str, Image.Resampling] = {f.name.lower(): f for f in Image.Resampling}
 
@@ -144,9 +145,8 @@ def resize(
 
     `size` is the new (height, width), as SigLIP has it, or the new shortest edge, as CLIP has it, the other one
     truncated to whole pixels. `crop` is the (height, width) cut from the centre afterwards; where the picture is
-    smaller than that, black fills the rest. Only what the crop shows is computed, so that a thin strip, whose long
-    edge would grow to gigabytes, costs no more than any other picture. Equal to the Pillow image processors of
-    transformers to within a rounding.
+    smaller than that, black fills the rest. The same bytes as the Pillow image processors of transformers give, but
+    for strips of more than 1 : 8: there only what the crop shows is computed, or a long edge would grow to gigabytes.
 
     Raises:
         Rejected: `too_many_pixels`, where there is no crop and a strip would become larger than `MAX_PIXELS`.
@@ -155,17 +155,19 @@ def resize(
     new_height, new_width = size if isinstance(size, tuple) else _shortest_edge(height, width, size)
     crop_height, crop_width = crop or (new_height, new_width)
     if crop_height * crop_width > MAX_PIXELS:
-        raise Rejected(
-            Reason.TOO_MANY_PIXELS, f"a strip of {width:,} × {height:,} would be {new_width:,} × {new_height:,}"
-        )
+        what = f"{width:,} × {height:,} pixels would become {new_width:,} × {new_height:,}"
+        raise Rejected(Reason.TOO_MANY_PIXELS, f"{what}, the limit is {MAX_PIXELS:,} in all")
     top, bottom = _visible(new_height, crop_height)
     left, right = _visible(new_width, crop_width)
-    y, x = height / new_height, width / new_width
-    box = (left * x, top * y, min(right * x, width), min(bottom * y, height))
-    resized = Image.fromarray(rgb).resize((right - left, bottom - top), ALGORITHMS[algorithm], box=box)
-    pixels = np.asarray(resized)
+    image, filter_ = Image.fromarray(rgb), ALGORITHMS[algorithm]
+    if max(new_height, new_width) <= _STRIP * min(new_height, new_width):
+        pixels = np.asarray(image.resize((new_width, new_height), filter_))[top:bottom, left:right]
+    else:  # Pillow may take the passes in another order here and round in between: not the same bytes
+        y, x = height / new_height, width / new_width
+        box = (left * x, top * y, min(right * x, width), min(bottom * y, height))
+        pixels = np.asarray(image.resize((right - left, bottom - top), filter_, box=box))
     if pixels.shape[:2] == (crop_height, crop_width):
-        return pixels
+        return np.ascontiguousarray(pixels)
     canvas = np.zeros((crop_height, crop_width, 3), np.uint8)
     row, column = _padding(new_height, crop_height), _padding(new_width, crop_width)
     canvas[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
