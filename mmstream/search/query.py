@@ -20,7 +20,6 @@ def text_query(encoder: Encoder, text: str) -> np.ndarray:
     Raises:
         UsageError: the text is empty or cannot be encoded, or the encoder gives no text vectors.
     """
-    encoder.needs("text")
     if not text.strip():
         raise UsageError("The query is empty. Give a few words.")
     try:
@@ -35,7 +34,6 @@ def image_query(encoder: Encoder, image: bytes | str | Path) -> np.ndarray:
     Raises:
         UsageError: nothing is there, it is no picture, or the encoder gives no image vectors.
     """
-    encoder.needs("image")
     name, data = ("the picture", image) if isinstance(image, bytes) else (str(image), read_bytes(str(image)))
     try:
         return _unit(encoder.encode_image([data])[0], name)

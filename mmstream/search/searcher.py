@@ -176,7 +176,8 @@ class Index:
             return image_query(self.encoder, image)
         if vector is not None:
             return vector_query(vector, dimension)
-        if id is None or not 0 <= id < 1 << 63 or (position := int(self._flat.positions(np.array(id)))) < 0:
+        position = int(self._flat.positions(np.array(id)))
+        if position < 0:
             raise UsageError(f"{self.url}: there is no id {id} in this index.")
         return vector_query(self._flat.vector(position), dimension)
 

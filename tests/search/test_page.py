@@ -11,7 +11,7 @@ from embedding_sets import write_set
 
 from mmstream.encoders.build import load_encoder
 from mmstream.index.build import build_index
-from mmstream.search.page import write_page
+from mmstream.search.page import inline_image, write_page
 from mmstream.search.searcher import Index, open_index
 
 HOSTILE = '"><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>\u202eabc'
@@ -58,6 +58,11 @@ def test_hostile_captions_keys_and_queries_stay_text(tmp_path: Path) -> None:
     assert "script" not in elements.tags
     assert "img" not in elements.tags
     assert elements.text.count(HOSTILE) >= 3
+
+
+def test_a_hostile_description_of_a_picture_stays_text() -> None:
+    elements = Elements(inline_image(b"jpeg", HOSTILE))
+    assert (elements.tags, len(elements.sources)) == (["img"], 1)
 
 
 @pytest.mark.parametrize("damage", ["gone", "grown"])
