@@ -59,7 +59,7 @@ class HfEncoder(Encoder):
         self.spec = "hf:" + (str(folder) if Path(source).expanduser().is_dir() else source)
         self.preprocessing = read_preprocessing(folder, spec)
         self._load(folder, spec)
-        self.dimension = int(self.module.config.projection_dim or 0) or int(self._text_config.projection_size)
+        self.dimension = int(getattr(self.module.config, "projection_dim", 0) or self._text_config.projection_size)
         self.fingerprint = fingerprint(
             {
                 "weights": [_sha256(f) for f in sorted(folder.glob("*.safetensors"))],

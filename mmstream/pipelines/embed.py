@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -308,17 +309,20 @@ def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
     kills its worker again and again must end the run, not repeat for ever.
     """
     gpus = {"num_gpus": shares.encoder_gpus} if shares.encoder_gpus else {}
-    return dataset.map_batches(
-        actor,
-        fn_constructor_args=settings,
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=shares.encoder_cpus,
-        compute=ActorPoolStrategy(size=shares.encoders, max_tasks_in_flight_per_actor=4),
-        max_restarts=4,
-        max_task_retries=4,
-        **gpus,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 warns of these two and offers nothing in their place.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        return dataset.map_batches(
+            actor,
+            fn_constructor_args=settings,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=shares.encoder_cpus,
+            compute=ActorPoolStrategy(size=shares.encoders, max_tasks_in_flight_per_actor=4),
+            max_restarts=4,
+            max_task_retries=4,
+            **gpus,
+        )
 
 
 def _report(

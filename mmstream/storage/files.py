@@ -47,7 +47,9 @@ def _options(protocol: str) -> dict[str, Any]:
     if protocol not in ("s3", "s3a"):
         return {}
     options: dict[str, Any] = {"use_listings_cache": False}
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["endpoint_url"] = endpoint  # said aloud: fsspec keeps one file system per set of options
         # Stores that are not AWS seldom send the checksums that botocore asks for by default.
         options["config_kwargs"] = {
             "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),

@@ -1,0 +1,107 @@
+"""What is in these shards: read the catalog and the first chunk of a few shards, and say what is there.
+
+No Ray and no model: a look before a job, in seconds, whatever the number of shards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from mmstream.errors import Rejected
+from mmstream.media.image import decode
+from mmstream.pipelines.read import shard_tasks
+from mmstream.pipelines.source import chunks_of
+from mmstream.schema import SAMPLE
+from mmstream.shards.catalog import build_catalog
+from mmstream.telemetry import Report
+
+LOOK_AT_SHARDS = 3
+SHOW_SAMPLES = 5
+_PARTS = ("image", "text", "json", "cls", "audio", "video")
+
+
+class InspectReport(Report):
+    source: list[str]
+    shards: int
+    bytes: int
+    looked_at: list[str]
+    samples_seen: int
+    members: dict[str, int]  # of the samples seen, how many have an image, a text, …
+    sizes: list[str]
+    reasons: dict[str, int]
+    damaged: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+    def title(self) -> str:
+        return f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB"
+
+    def lines(self) -> list[tuple[str, str]]:
+        shown = [("looked at", ", ".join(self.looked_at)), ("samples", f"{self.samples_seen:,}")]
+        shown.append(("members", ", ".join(f"{part} {n:,}" for part, n in self.members.items())))
+        if self.sizes:
+            shown.append(("pictures", ", ".join(self.sizes)))
+        if self.reasons:
+            shown.append(("bad", ", ".join(f"{reason} {n:,}" for reason, n in self.reasons.items())))
+        shown += [("damaged", f"{d['url']}: {d['reason']} at byte {d['offset']:,}") for d in self.damaged]
+        shown += [(s["key"], s["text"] or f"({s['reason'] or 'no text'})") for s in self.samples]
+        return shown
+
+
+def inspect(source: str | Sequence[str]) -> InspectReport:
+    """Looks at the first chunk (up to 512 samples) of up to three shards.
+
+    Raises:
+        UsageError: nothing matches.
+        UnreachableError: a store does not answer.
+    """
+    catalog = build_catalog(source)
+    members: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    sizes: list[str] = []
+    damaged, shown, looked_at, seen = [], [], [], 0
+    tasks = shard_tasks(catalog)
+    for task in tasks[:LOOK_AT_SHARDS]:
+        looked_at.append(task.url)
+        chunk = next(chunks_of(task))
+        seen += chunk.num_samples
+        if chunk.damage:
+            damaged.append({"url": task.url, **chunk.damage.model_dump()})
+        for part in _PARTS:
+            members[part] += chunk.num_samples - chunk.table[part].null_count
+        reasons.update(r for r in chunk.table["reason"].to_pylist() if r)
+        for sample in chunk.table.select(SAMPLE.names).slice(0, SHOW_SAMPLES).to_pylist():
+            size = _size(sample["image"])
+            sizes += [size] if size and size not in sizes else []
+            text = (sample["text"] or "").strip()
+            shown.append({"key": sample["key"], "size": size, "text": text[:120], "reason": sample["reason"]})
+    src = [source] if isinstance(source, str) else list(source)
+    return InspectReport(
+        source=src,
+        shards=catalog.num_rows,
+        bytes=sum(catalog["bytes"].to_pylist()),
+        looked_at=looked_at,
+        samples_seen=seen,
+        members={part: n for part, n in members.items() if n},
+        sizes=sizes[:SHOW_SAMPLES],
+        reasons=dict(sorted(reasons.items())),
+        damaged=damaged,
+        samples=shown[:SHOW_SAMPLES],
+        next=[f"mmstream embed {' '.join(_quoted(s) for s in src)} DEST --model hf:openai/clip-vit-base-patch32"],
+    )
+
+
+def _size(image: bytes | None) -> str | None:
+    """`"448×236"`, or the reason why the picture cannot be decoded."""
+    if image is None:
+        return None
+    try:
+        picture = decode(image)
+    except Rejected as e:
+        return str(e.reason)
+    return f"{picture.width}×{picture.height}"
+
+
+def _quoted(pattern: str) -> str:
+    return f"'{pattern}'" if any(c in pattern for c in "*?[{ ") else pattern

@@ -1,0 +1,191 @@
+"""Encoders of the transformers library against the library itself, on small models with random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from mmstream.encoders.build import load_encoder
+from mmstream.encoders.hf import HfEncoder
+from mmstream.errors import UnreachableError, UsageError
+from mmstream.storage.files import write_bytes
+
+WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "map", "of", "the", "world", "two", "people", "talk"]
+TEXTS = ["a map of the world", "two people talk", "the world " * 60, "something else"]
+TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def save_tokenizer(folder: Path, length: int) -> None:
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<start>", eos_token="<end>", model_max_length=length
+    ).save_pretrained(folder)
+
+
+def save_clip(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    text = {**TOWER, "vocab_size": len(WORDS), "max_position_embeddings": 77}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**TOWER, "image_size": 64, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    save_tokenizer(folder, 77)
+    return folder
+
+
+def save_siglip(folder: Path) -> Path:
+    torch.manual_seed(1)
+    text = {**TOWER, "vocab_size": len(WORDS), "max_position_embeddings": 64}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {**TOWER, "image_size": 64, "patch_size": 16}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    save_tokenizer(folder, 64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_siglip(tmp_path_factory.mktemp("siglip"))
+
+
+def pictures() -> list[bytes]:
+    """Photograph-like noise in several shapes and formats; fewer than a micro-batch."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i, (width, height) in enumerate([(90, 70), (64, 64), (40, 120), (300, 200), (33, 65)]):
+        coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        out = io.BytesIO()
+        image.save(out, "PNG" if i % 2 else "JPEG", quality=95)
+        made.append(out.getvalue())
+    return made
+
+
+def cosines(a: np.ndarray, b: torch.Tensor) -> np.ndarray:
+    b = torch.nn.functional.normalize(b, dim=-1).numpy()
+    return (a * b).sum(1)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)
+    model, processor = (
+        (CLIPModel, CLIPImageProcessor) if family == "clip" else (SiglipModel, SiglipImageProcessor)
+    )
+    reference = model.from_pretrained(folder).eval()
+    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
+    pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    length = 77 if family == "clip" else 64
+    tokens = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    tokens = {k: v for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        image = reference.get_image_features(pixel_values=pixels).pooler_output
+        text = reference.get_text_features(**tokens).pooler_output
+    encoder = load_encoder(f"hf:{folder}")
+    assert cosines(encoder.encode_image(pictures()), image).min() >= 0.9999
+    assert cosines(encoder.encode_text(TEXTS), text).min() >= 0.99999
+    assert encoder.dimension == image.shape[1] == text.shape[1]
+
+
+def test_vectors_are_of_unit_length_and_do_not_depend_on_their_neighbours(clip: Path) -> None:
+    encoder = HfEncoder(f"hf:{clip}")
+    together = encoder.encode_text(TEXTS * 20)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    alone = np.concatenate([encoder.encode_text([t]) for t in TEXTS])
+    assert np.array_equal(together[-4:], alone)
+
+
+def test_the_fingerprint_follows_weights_preprocessing_and_tokenizer_and_nothing_else(
+    clip: Path, tmp_path: Path
+) -> None:
+    def copy(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in clip.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        return folder
+
+    original = load_encoder(f"hf:{clip}").fingerprint
+    assert load_encoder(f"hf:{copy('same')}").fingerprint == original
+    version = copy("version")
+    edit(version / "config.json", transformers_version="0.0.0")
+    assert load_encoder(f"hf:{version}").fingerprint == original
+    mean = copy("mean")
+    edit(mean / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
+    words = copy("words")
+    tokenizer = words / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"map"', '"plan"'))
+    others = [mean, words, save_clip(tmp_path / "weights", seed=7)]
+    assert len({original, *(load_encoder(f"hf:{f}").fingerprint for f in others)}) == 4
+
+
+def edit(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_model_on_s3_gives_the_same_vectors_as_on_disk(
+    clip: Path, s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMSTREAM_CACHE", str(tmp_path))
+    url = s3.bucket("models") + "/clip"
+    for file in clip.iterdir():
+        write_bytes(f"{url}/{file.name}", file.read_bytes())
+    remote, local = load_encoder(f"hf:{url}"), load_encoder(f"hf:{clip}")
+    assert remote.fingerprint == local.fingerprint
+    assert remote.spec == f"hf:{url}"
+    assert np.array_equal(remote.encode_text(TEXTS), local.encode_text(TEXTS))
+
+
+def test_weights_in_pickles_are_not_read(clip: Path, tmp_path: Path) -> None:
+    for file in clip.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"no \.safetensors file"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def test_what_is_no_model_is_said_in_one_sentence(tmp_path: Path) -> None:
+    for spec, said in [
+        (f"hf:{tmp_path}", r"config\.json is missing"),
+        (f"hf:{tmp_path}/none", "no such folder"),
+        ("nonsense:x", "no family of models"),
+        ("plain", "is no model spec"),
+        ("fake:0", "give a dimension"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            load_encoder(spec)
+
+
+@pytest.mark.skipif(os.path.exists(os.path.expanduser("~/.cache/huggingface/hub")), reason="a hub cache is here")  # noqa: PTH110, PTH111
+def test_an_unreachable_hub_says_how_to_give_a_folder() -> None:
+    with pytest.raises(UnreachableError, match="--model hf:/path/to/folder"):
+        load_encoder("hf:openai/clip-vit-base-patch32")
