@@ -221,9 +221,9 @@ def index_build(
 @verb(index_app, "info", "mmstream index info s3://bucket/index")
 def index_info(index: IndexUrl) -> Any:
     """What an index holds: version, vectors, model, files."""
-    from mmstream.index.store import index_info
+    from mmstream.index.store import open_version
 
-    return index_info(index)
+    return open_version(index).info()
 
 
 @verb(app, "search", 'mmstream search s3://bucket/index "a map of the world" -k 5')
@@ -236,13 +236,11 @@ def search(
     html: Annotated[str | None, typer.Option(help="Also write a page with the pictures.", metavar="FILE")] = None,
 ) -> Any:
     """Ask an index with words or a picture. The model is the one that made the index; no --model is needed."""
-    from mmstream.search.searcher import search
+    from mmstream.search.answer import answer
 
-    return search(index, query=query, image=image, k=k, model=model, html=html)
+    return answer(index, query, image=image, k=k, model=model, html=html)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; leaves through SystemExit with its exit code."""
     app(args=argv if argv is not None else sys.argv[1:], prog_name="mmstream")
-
-

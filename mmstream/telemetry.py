@@ -164,7 +164,8 @@ class Report(BaseModel):
     next: list[str] = []
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude_none=False)
+        values = self.model_dump(mode="json")
+        return {**{k: v for k, v in values.items() if k != "next"}, "next": self.next}
 
     def title(self) -> str:
         return type(self).__name__.removesuffix("Report").lower()

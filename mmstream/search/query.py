@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from mmstream.encoders.base import Encoder
 from mmstream.errors import Rejected, UsageError
+from mmstream.media.text import clean
 from mmstream.storage.files import read_bytes
 
 
@@ -23,7 +24,7 @@ def text_query(encoder: Encoder, text: str) -> np.ndarray:
     if not text.strip():
         raise UsageError("The query is empty. Give a few words.")
     try:
-        return _unit(encoder.encode_text([text])[0], f"the text {text[:60]!r}")
+        return _unit(encoder.encode_text([clean(text)])[0], f"the text {text[:60]!r}")  # as captions were cleaned
     except Rejected as e:
         raise UsageError(f"The query {text[:60]!r} cannot be encoded: {e.detail}.") from e
 
