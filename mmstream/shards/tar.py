@@ -196,17 +196,19 @@ def _checked(block: bytes, start: int, offset: int) -> tuple[int, int]:
 
 
 def _looks_like_header(block: bytes) -> bool:
-    return block[257:262] == b"ustar" or (len(block) == BLOCK and _number(block[148:156]) is not None)
+    """Whether it has a tar's magic, or at least digits or nothing where the checksum of an old one would be."""
+    checksum = block[148:156].strip(b"\0 ")
+    return block[257:262] == b"ustar" or (len(block) == BLOCK and (not checksum or checksum.isdigit()))
 
 
 def _checksum_fits(block: bytes) -> bool:
     """The sum of all bytes, those of the checksum itself taken as spaces."""
-    stored = _number(block[148:156])
+    field = block[148:156]
+    stored = _number(field)
     if stored is None:
         return False
     # adler32's lower half is 1 + the sum modulo 65,521, and 256 bytes cannot reach that: exact, and in C.
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
-    field = block[148:156]
     if total - sum(field) + 256 == stored:
         return True
     rest = block[:148] + block[156:]  # some old systems summed signed bytes
