@@ -56,7 +56,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 SIZES: dict[str, tuple[float, tuple[str, ...]]] = {
     "small": (5.5, ("small", "little", "tiny")),
-    "medium": (8.5, ("medium", "mid-sized")),
+    "medium": (8.5, ("medium", "average")),
     "large": (12.0, ("large", "big", "huge")),
 }
 # (axis, sign): true of (a, b) if sign * (a - b) > RELATION_PX on that axis; y grows downwards.
@@ -229,7 +229,7 @@ def _say(claim: Claim, rng: Random) -> str:
     said = f"{opening}{first} {verb}{words[0]} {names[1]}"
     if len(words) == 2:
         return f"{said} and {words[1]} {names[2]}"
-    return f"{said} , and {names[2]}" if len(names) == 3 else said
+    return f"{said}, and {names[2]}" if len(names) == 3 else said
 
 
 def _name(kind: tuple[str, str, str], rng: Random) -> str:
