@@ -273,7 +273,7 @@ def _run(
     ledger: Ledger, tasks: list[ShardTask], encoder: Encoder, fields: tuple[str, ...], num_shards: int
 ) -> dict[str, float]:
     """Carries out the tasks; returns the encoders' seconds by stage."""
-    shares = encode_shares()
+    shares = encode_shares(len(tasks))
     settings = (encoder.spec, encoder.fingerprint, ledger.dest, fields, shares.encoder_threads)
     seconds = dict.fromkeys(STAGES, 0.0)
     num_bytes = 0

@@ -68,6 +68,8 @@ def evaluate(what: str, source: str | Sequence[str] = (), *, limit: int | None =
     start = time.monotonic()
     if source:
         tables, model, rejects = _encoded(what, source, limit)
+    elif "://" not in what and what.split(":")[0] in ("hf", "run", "fake"):
+        raise UsageError(f"{what} is a model: give the shards to measure it on, as in mmstream eval {what} SRC….")
     else:
         emb = EmbeddingSet.open(what)
         columns = [*_columns(emb.manifest.modalities, what), *([FITS] if FITS in emb.manifest.fields else [])]
@@ -138,7 +140,7 @@ def _encoded(spec: str, source: str | Sequence[str], limit: int | None) -> tuple
     encoder.needs("image")
     encoder.needs("text")
     start_ray()
-    shares = encode_shares()
+    shares = encode_shares(catalog.num_rows)
     tables: list[pa.Table] = []
     rejects: Counter[str] = Counter()
     with streaming_context(), our_errors(), Progress("eval", None, "pairs", rate_of="encoded") as progress:

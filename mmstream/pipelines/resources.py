@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,12 +102,15 @@ def _hush() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else healthy runs print lines about actor restarts
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    warnings.filterwarnings("ignore", module=r"ray\.")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def encode_shares() -> Shares:
+def encode_shares(num_tasks: int) -> Shares:
     """A GPU each where there are GPUs, else encoders that fill the cores; two readers per GPU, one on CPUs.
+
+    No more encoders than tasks: an actor without work costs seconds of start.
 
     Raises:
         UsageError: the cluster is too small for one reader beside one encoder.
@@ -115,10 +119,10 @@ def encode_shares() -> Shares:
     cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
     if gpus:
         readers = max(2, min(3 * gpus, int(cpus) // 2))
-        shares = Shares(readers, 0.5, gpus, 1.0, 1.0, encoder_threads=4)
+        shares = Shares(readers, 0.5, min(gpus, num_tasks), 1.0, 1.0, encoder_threads=4)
     else:
         physical = min(int(cpus), cores()) if not os.environ.get("RAY_ADDRESS") else int(cpus)
-        encoders = max(1, min(physical, MAX_CPU_ENCODERS))
+        encoders = max(1, min(physical, MAX_CPU_ENCODERS, num_tasks))
         readers = max(1, encoders // 4)
         shares = Shares(readers, 0.5, encoders, 1.0, 0.0, encoder_threads=max(1, physical // encoders))
     while shares.cpus > cpus and shares.encoders > 1 and not gpus:

@@ -105,7 +105,9 @@ def mapped(url: str) -> Iterator[None]:
         if not _is_store_error(e):
             raise
         detail = f"{type(e).__name__}: {str(e)[:200]}"
-        raise UnreachableError(f"{url}: the store does not answer ({detail}). Check endpoint and network.") from e
+        raise UnreachableError(
+            f"{url}: the store does not answer ({detail}). Check endpoint, network and credentials."
+        ) from e
 
 
 def _is_store_error(e: BaseException) -> bool:
@@ -147,7 +149,10 @@ def write_bytes(url: str, data: bytes) -> None:
 
 def write_temporary(target: Path, data: bytes) -> Path:
     """`data`, synced to disk, in a file beside `target` whose name no other writer has."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise UsageError(f"{e.filename}: is a file where a folder is needed. Choose another path.") from e
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{random.SystemRandom().getrandbits(48):012x}")
     with temporary.open("xb") as f:
         f.write(data)
