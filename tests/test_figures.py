@@ -72,7 +72,7 @@ def test_a_grid_shows_every_picture_and_takes_any_label() -> None:
     images = [
         np.full((40 + i, 60, 3), [int(c[j : j + 2], 16) for j in (1, 3, 5)], np.uint8) for i, c in enumerate(colours)
     ]
-    png = image_grid(images, [r"$\frac{1", "a " * 200, "", "\u202e<b>$"], columns=3, title="$x")
+    png = image_grid(images, [r"$\frac{1$", "a " * 200, "", "\u202e<b>$"], columns=3, title=r"$\x$")
     for colour in colours:
         assert count(png, colour) > 5000
 
