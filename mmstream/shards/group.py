@@ -139,9 +139,8 @@ class _Grouping:
         self._number = 0
         self._first_row = 0
         self._start = 0
-        self._num_rows = 0  # closed samples of the open chunk; `_samples` has them unless the chunk is skipped
+        self._samples: list[_Sample] = []  # closed ones of the open chunk, without payload if it is skipped
         self._num_bytes = 0
-        self._samples: list[_Sample] = []
         self._open: _Sample | None = None
         self._kinds_before: set[str] = set()
         self._seen: set[int] = set()  # 8 bytes of BLAKE2b: two of a million keys collide once in 10⁷ shards
@@ -159,7 +158,7 @@ class _Grouping:
         """Whether the member begins a row after the last one to be taken."""
         if self._max_rows is None or is_macos_leftover(name):
             return False
-        num_rows = self._first_row + self._num_rows
+        num_rows = self._first_row + len(self._samples)
         if self._open is None:
             return num_rows >= self._max_rows
         return num_rows + 1 >= self._max_rows and self._open.key != split_name(name)[0]
@@ -187,7 +186,7 @@ class _Grouping:
             self._open.reject(damage.reason, where)
         self._close_sample()
         record = None
-        if damage and not (is_whole and self._first_row + self._num_rows == self._max_rows):
+        if damage and not (is_whole and self._first_row + len(self._samples) == self._max_rows):
             record = Damage(reason=damage.reason, offset=damage.offset, detail=damage.detail)
         return self._close_chunk(position, end=True, damage=record)
 
@@ -228,16 +227,14 @@ class _Grouping:
     def _is_full_with_open(self) -> bool:
         if self._open is None:
             return False
-        return self._num_rows + 1 >= self._chunk_rows or self._num_bytes + self._open.num_bytes >= self._chunk_bytes
+        return len(self._samples) + 1 >= self._chunk_rows or self._num_bytes + self._open.num_bytes >= self._chunk_bytes
 
     def _close_sample(self) -> None:
         if self._open is None:
             return
-        self._num_rows += 1
+        self._samples.append(self._open)
         self._num_bytes += self._open.num_bytes
         self._kinds_before = self._open.kinds()
-        if self._number not in self._skip:
-            self._samples.append(self._open)
         self._open = None
 
     def _close_chunk(self, position: int, *, end: bool = False, damage: Damage | None = None) -> Chunk | None:
@@ -245,13 +242,13 @@ class _Grouping:
         if self._number not in self._skip:
             table = _table(self._shard, self._first_row, self._samples)
             read = position - self._start
-            rows = len(self._samples)
-            chunk = Chunk(self._shard, self._number, self._first_row, rows, table, end, damage, read)
+            num_samples = len(self._samples)
+            chunk = Chunk(self._shard, self._number, self._first_row, num_samples, table, end, damage, read)
         self._number += 1
-        self._first_row += self._num_rows
+        self._first_row += len(self._samples)
         self._start = position
-        self._num_rows = self._num_bytes = 0
         self._samples = []
+        self._num_bytes = 0
         return chunk
 
 
