@@ -114,10 +114,14 @@ def _metadata(text: str | None) -> dict[str, Any]:
 
 
 def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
-    """The sample's text member, else the caption of its JSON; None where both are absent or empty."""
+    """The sample's text member, else the caption of its JSON; None where both are absent or blank.
+
+    Raises:
+        Rejected: `caption`, what is there is too long or nothing but control characters.
+    """
     for candidate in (text, metadata.get("caption")):
-        if isinstance(candidate, str) and (cleaned := clean(candidate)):
-            return cleaned
+        if isinstance(candidate, str) and candidate.strip():
+            return clean(candidate)
     return None
 
 

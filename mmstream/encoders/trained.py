@@ -1,0 +1,57 @@
+"""`run:<folder or URL of a run>`: what `mmstream train` made, loaded from the run's card.
+
+The folder of a card itself will do too. Preprocessing and tokenizer are the card's own: pictures and words are seen
+exactly as they were in training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mmstream.encoders.base import Encoder, Tokens, fingerprint
+from mmstream.errors import UsageError
+from mmstream.media.image import Picture
+from mmstream.models.card import load_card
+from mmstream.storage.files import absolute, exists, join
+
+
+class TrainedEncoder(Encoder):
+    modalities = ("image", "text")
+    micro_batch = 64
+
+    def __init__(self, spec: str) -> None:
+        run = absolute(spec.removeprefix("run:"))
+        self.spec = f"run:{run}"
+        card = load_card(_card_url(run, spec))
+        self._card = card
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
+        self.module = card.model.to(self._device)
+        self.dimension = card.dimension
+        self.fingerprint = fingerprint({"card": card.fingerprint})
+
+    def preprocess(self, picture: Picture) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        return self._card.preprocessing.pixels(picture)
+
+    def tokenize(self, texts: list[str]) -> Tokens:
+        """int32 [n, length]."""
+        return {"tokens": self._card.tokenize(texts)}
+
+    @torch.inference_mode()
+    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
+        return self.module.encode_image(self._card.preprocessing.normalized(images)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _text_batch(self, tokens: Tokens) -> np.ndarray:
+        return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self._device)).cpu().numpy()
+
+
+def _card_url(run: str, spec: str) -> str:
+    if exists(join(run, "card", "config.json")):
+        return join(run, "card")
+    if exists(join(run, "config.json")):
+        return run
+    raise UsageError(f"{spec}: no card is there. Is this the --out of a finished `mmstream train`?")
