@@ -97,3 +97,18 @@ def aws_variables(endpoint: str) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+@pytest.fixture(scope="session")
+def ray_local(s3: S3) -> Iterator[None]:
+    """One local Ray for all tests that need one, as the commands start it.
+
+    After the S3 server, since Ray's workers have the environment that it was started with.
+    """
+    import ray
+
+    from mmstream.pipelines.resources import start_ray
+
+    start_ray()
+    yield
+    ray.shutdown()
