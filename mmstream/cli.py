@@ -60,7 +60,7 @@ def verb(parent: typer.Typer, name: str, example: str) -> Callable[[Callable[...
         keyword = introspect.Parameter.KEYWORD_ONLY
         extra = [introspect.Parameter(n, keyword, default=False, annotation=a) for n, a in _COMMON.items()]
         parameters = [p.replace(kind=keyword) for p in signature.parameters.values()]
-        run.__signature__ = signature.replace(parameters=[*parameters, *extra])  # ty: ignore[unresolved-attribute]
+        run.__signature__ = signature.replace(parameters=[*parameters, *extra])  # ty: ignore[missing-attribute]
         run.__annotations__ = {p.name: p.annotation for p in [*parameters, *extra]}
         parent.command(name, epilog=f"Example: [bold]{example}[/]")(run)
         return function

@@ -77,8 +77,8 @@ class HfEncoder(Encoder):
         if not list(folder.glob("*.safetensors")):
             raise UsageError(f"{spec}: no .safetensors file in {folder}; weights in other formats are not read.")
         try:
-            module = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            module: Any = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as e:
             raise UsageError(f"{spec}: the model cannot be loaded: {str(e).splitlines()[0][:300]}") from e
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -298,8 +298,14 @@ def _run(
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a dataset as they are finished."""
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    for table in tables_of(dataset):
         yield from table.to_pylist()
+
+
+def tables_of(dataset: Dataset) -> Iterator[pa.Table]:
+    """The blocks of a dataset as they are finished."""
+    tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    yield from tables
 
 
 def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):

@@ -148,12 +148,15 @@ def _vectors(ready: list[_Sample], encoder: Encoder) -> dict[str, np.ndarray]:
     """float32 [n, d] per modality; NaN where a sample lacks it."""
     vectors = {}
     for modality in encoder.modalities:
-        have = [i for i, s in enumerate(ready) if (s.pixels if modality == "image" else s.caption) is not None]
         table = np.full((len(ready), encoder.dimension), np.nan, np.float32)
-        if have and modality == "image":
-            table[have] = encoder.embed_pixels(np.stack([ready[i].pixels for i in have]))
-        elif have:
-            table[have] = encoder.embed_tokens(encoder.tokenize([ready[i].caption or "" for i in have]))
+        if modality == "image":
+            pixels = {i: s.pixels for i, s in enumerate(ready) if s.pixels is not None}
+            if pixels:
+                table[list(pixels)] = encoder.embed_pixels(np.stack(list(pixels.values())))
+        else:
+            captions = {i: s.caption for i, s in enumerate(ready) if s.caption is not None}
+            if captions:
+                table[list(captions)] = encoder.embed_tokens(encoder.tokenize(list(captions.values())))
         vectors[modality] = table
     return vectors
 
@@ -162,11 +165,11 @@ def _rows(
     ready: list[_Sample], vectors: dict[str, np.ndarray], encoder: Encoder, fields: Sequence[str]
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows whose vectors are finite, and rejects for the others."""
-    present = {
+    present: dict[str, np.ndarray] = {
         "image": np.array([s.pixels is not None for s in ready], bool),
         "text": np.array([s.caption is not None for s in ready], bool),
     }
-    finite = {m: np.isfinite(v).all(axis=1) for m, v in vectors.items()}
+    finite: dict[str, np.ndarray] = {m: np.isfinite(v).all(axis=1) for m, v in vectors.items()}
     good = np.ones(len(ready), bool)
     for m in vectors:
         good &= finite[m] | ~present[m]

@@ -19,7 +19,7 @@ from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import UsageError
 from mmstream.metrics import retrieval
-from mmstream.pipelines.embed import encode_stage, limited, load_on_worker
+from mmstream.pipelines.embed import encode_stage, limited, load_on_worker, tables_of
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, streaming_context
@@ -146,7 +146,7 @@ def _encoded(spec: str, source: str | Sequence[str], limit: int | None) -> tuple
     with streaming_context(), our_errors(), Progress("eval", None, "pairs", rate_of="encoded") as progress:
         settings = (encoder.spec, encoder.fingerprint, shares.encoder_threads)
         chunks = encode_stage(chunk_dataset(shard_tasks(catalog), shares), _Vectors, settings, shares)
-        for row in chunks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in tables_of(chunks):
             tables.append(
                 pa.table({n: row[n].combine_chunks().flatten() for n in ("image_embedding", "text_embedding", FITS)})
             )

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ def start_ray() -> None:
 
 
 @contextmanager
-def _held_back_stderr() -> Iterator[None]:
+def _held_back_stderr() -> Generator[None]:
     """What Ray's native code writes while it starts is shown only if the start fails."""
     with tempfile.TemporaryFile() as held:
         before = os.dup(2)
@@ -136,7 +136,7 @@ def encode_shares(num_tasks: int) -> Shares:
 
 
 @contextmanager
-def streaming_context() -> Iterator[None]:
+def streaming_context() -> Generator[None]:
     """Settings under which datasets of whole chunks are made: Ray neither merges nor slices rows that are chunks.
 
     A dataset keeps a copy of the settings it was made under; those of the caller come back afterwards.
@@ -156,7 +156,7 @@ def streaming_context() -> Iterator[None]:
 
 
 @contextmanager
-def our_errors() -> Iterator[None]:
+def our_errors() -> Generator[None]:
     """An error that one of our functions raised in a Ray worker comes out as itself, not wrapped in Ray's."""
     try:
         yield

@@ -93,7 +93,7 @@ class ShardSource(Datasource):
         return [self._read_task(task, per_task_row_limit) for task in self._tasks]
 
     def _read_task(self, task: ShardTask, limit: int | None) -> ReadTask:
-        metadata = BlockMetadata(num_rows=None, size_bytes=task.bytes, exec_stats=None, input_files=[task.url])
+        metadata = BlockMetadata(num_rows=None, size_bytes=task.bytes, exec_stats=None, input_files=(task.url,))
         return ReadTask(partial(self._read, task), metadata, per_task_row_limit=limit)
 
 

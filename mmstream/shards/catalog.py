@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import CATALOG
@@ -88,7 +88,7 @@ def _braces(pattern: str) -> list[str]:
             if len(expanded) > MAX_EXPANSION:
                 raise UsageError(f"{pattern}: expands to more than {MAX_EXPANSION:,} shards.")
         return expanded
-    except UnbalancedBracesError as e:
+    except ValueError as e:
         raise UsageError(f"{pattern}: {e}. Quote literal braces or close them.") from e
 
 

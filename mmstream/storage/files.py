@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def join(url: str, *parts: str) -> str:
 
 
 @contextmanager
-def mapped(url: str) -> Iterator[None]:
+def mapped(url: str) -> Generator[None]:
     """Foreign errors of a store become `UsageError` (not there) or `UnreachableError` (no answer, not allowed)."""
     try:
         yield

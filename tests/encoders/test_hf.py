@@ -96,9 +96,7 @@ def cosines(a: np.ndarray, b: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family)
-    model, processor = (
-        (CLIPModel, CLIPImageProcessor) if family == "clip" else (SiglipModel, SiglipImageProcessor)
-    )
+    model, processor = (CLIPModel, CLIPImageProcessor) if family == "clip" else (SiglipModel, SiglipImageProcessor)
     reference = model.from_pretrained(folder).eval()
     images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
     pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
