@@ -169,7 +169,7 @@ def _rows(
         "image": np.array([s.pixels is not None for s in ready], bool),
         "text": np.array([s.caption is not None for s in ready], bool),
     }
-    finite: dict[str, np.ndarray] = {m: np.isfinite(v).all(axis=1) for m, v in vectors.items()}
+    finite: dict[str, np.ndarray] = {m: np.asarray(np.isfinite(v).all(axis=1)) for m, v in vectors.items()}
     good = np.ones(len(ready), bool)
     for m in vectors:
         good &= finite[m] | ~present[m]

@@ -1,0 +1,104 @@
+"""The command line: answers at once, one JSON document, one sentence and an exit code for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tars import make_tar
+
+VERBS = ["demo", "doctor", "inspect", "embed", "audit", "train", "eval", "search"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmstream", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+
+
+def test_help_answers_at_once_and_names_every_verb() -> None:
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run("--help")
+        best = min(best, time.perf_counter() - start)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in [*VERBS, "index", "synth"])
+    assert best <= 0.5
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "index build", "index info", "synth scenes"])
+def test_every_verb_has_an_example_and_the_common_options(verb: str) -> None:
+    done = run(*verb.split(), "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert f"Example: mmstream {verb}" in done.stdout
+    assert all(option in done.stdout for option in ("--json", "--debug", "--quiet"))
+
+
+def test_importing_mmstream_imports_neither_torch_nor_ray() -> None:
+    code = "import sys, mmstream as mm; dir(mm); print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_tar([("a.txt", b"words"), ("b.txt", b"more words")]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["embed", "{tmp}/none.tar", "{tmp}/emb", "--model", "fake:8"], 2, "none.tar: nothing is there"),
+        (["embed", "{tmp}/none/*.tar", "{tmp}/emb", "--model", "fake:8"], 2, "no shard matches"),
+        (["embed", "{tmp}/a.tar", "{tmp}/emb", "--model", "nonsense:8"], 2, "nonsense: is no family"),
+        (["embed", "{tmp}/a.tar", "{tmp}/a.tar/emb", "--model", "fake:8"], 2, "is a file where a folder is needed"),
+        (["embed", "{tmp}/a.tar", "{tmp}/emb", "--model", "fake:8", "--max-rejects", "x"], 2, "as 5% or 0.05"),
+        (["embed", "{tmp}/a.tar"], 2, "at least one source and a destination"),
+        (["embed", "pipe:cat a.tar", "{tmp}/emb", "--model", "fake:8"], 2, "are refused"),
+        (["audit", "{tmp}/nothing"], 2, "no embedding set is there"),
+        (["index", "build", "{tmp}/nothing", "{tmp}/index"], 2, "no embedding set is there"),
+        (["search", "{tmp}/nothing", "words"], 2, "no index is there"),
+        (["search", "{tmp}/nothing"], 2, "Ask with words or with --image"),
+        (["eval", "fake:8"], 2, "give the shards"),
+        (["eval", "run:{tmp}/nothing", "{tmp}/a.tar"], 2, "no card is there"),
+        (["train", "{tmp}/nothing.yaml", "--out", "{tmp}/run"], 2, "nothing.yaml"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
+    tar: Path, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
+    done = run(*(a.format(tmp=tmp_path) for a in arguments), "--json")
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["exit_code"] == code
+
+
+def test_a_store_that_does_not_answer_is_exit_5(tmp_path: Path) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    done = run("inspect", "s3://bucket/*.tar", AWS_MAX_ATTEMPTS="1", AWS_REGION="us-east-1", **environment)
+    assert done.returncode == 5
+    assert "s3://bucket/*.tar: the store does not answer" in done.stderr
+
+
+def test_inspect_says_what_is_there(tar: Path) -> None:
+    done = run("inspect", str(tar), "--json")
+    report = json.loads(done.stdout)
+    assert (report["shards"], report["samples_seen"], report["members"]) == (1, 2, {"text": 2})
+    assert [s["key"] for s in report["samples"]] == ["a", "b"]
+    assert report["next"][0].startswith(f"mmstream embed {tar}")
+
+
+def test_doctor_tries_a_folder_and_says_what_it_found(tmp_path: Path) -> None:
+    done = run("doctor", str(tmp_path), "--json")
+    checks = {c["name"]: c for c in json.loads(done.stdout)["checks"]}
+    assert {"python", "cores", "memory", "torch", "faiss", "gpu", "ray"} <= set(checks)
+    assert checks[f"write {tmp_path}"]["found"] == "writable, honours put-if-absent"
+    assert list(tmp_path.iterdir()) == []
