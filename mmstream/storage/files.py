@@ -27,7 +27,7 @@ from mmstream.errors import MmstreamError, Reason, Rejected, UnreachableError, U
 BLOCK_BYTES = 8 << 20
 ATTEMPTS = 6
 T = TypeVar("T")
-_FORBIDDEN = ("pipe", "shell", "reference", "sftp+exec")
+_FORBIDDEN = ("pipe:", "shell:", "reference:")  # they run commands, or read what another file says
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,18 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: an unknown scheme, one that runs commands, or one whose package is not installed.
     """
-    protocol = scheme(url)
-    if protocol in _FORBIDDEN or url.startswith("pipe:"):
-        raise UsageError(f"{url}: URLs of the scheme {protocol}: are refused; give a file, s3, gs, az or http URL.")
+    _check_scheme(url)
     try:
-        return url_to_fs(url, **_options(protocol))
+        return url_to_fs(url, **_options(scheme(url)))
     except ImportError as e:
         raise UsageError(f"{url}: {e}. Install the extra for this store (mmstream[gcs], mmstream[azure]).") from e
     except ValueError as e:
         raise UsageError(f"{url}: {e}.") from e
+
+
+def _check_scheme(url: str) -> None:
+    if url.startswith(_FORBIDDEN):
+        raise UsageError(f"{url}: such URLs are refused; give a file, s3, gs, az or http URL.")
 
 
 def is_local(url: str) -> bool:
@@ -80,7 +83,12 @@ def is_local(url: str) -> bool:
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute; a URL as it is, without a closing slash."""
+    """A local path made absolute; a URL as it is, without a closing slash.
+
+    Raises:
+        UsageError: a scheme that is refused.
+    """
+    _check_scheme(url)
     if is_local(url):
         return str(Path(url.removeprefix("file://")).expanduser().absolute())
     return url.rstrip("/")
