@@ -209,7 +209,7 @@ def test_a_damaged_shard_keeps_its_good_rows_and_says_where_it_broke(folder: Pat
 
 def test_shards_without_a_sample_are_an_error_that_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>404</html>" * 100)
-    with pytest.raises(UsageError, match="no shard gave a sample .the first: not_tar"):
+    with pytest.raises(UsageError, match=r"no shard gave a sample \(the first: not_tar"):
         mm.embed(str(tmp_path / "a.tar"), str(tmp_path / "emb"), model="fake:8")
 
 

@@ -1,0 +1,83 @@
+"""Chunks through Ray: they arrive as they left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ray.data import ActorPoolStrategy
+from tars import make_tar
+
+from mmstream.pipelines.embed import tables_of
+from mmstream.pipelines.read import chunk_dataset, shard_tasks
+from mmstream.pipelines.resources import Shares, encode_shares, streaming_context
+from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
+from mmstream.shards.catalog import build_catalog
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[ShardTask]:
+    """Shards of 0 to 3 chunks, small and large samples mixed."""
+    for shard, rows in enumerate([3, 512, 513, 1200, 0, 700]):
+        files = [(f"{i:05}.txt", bytes([65 + i % 26]) * (i % 97 * 40)) for i in range(rows)]
+        (tmp_path / f"{shard}.tar").write_bytes(make_tar(files))
+    return shard_tasks(build_catalog(str(tmp_path)))
+
+
+def what_arrives() -> type:
+    """An actor class of its own, so that Ray ships it by value: workers do not see this folder."""
+
+    class Seen:
+        """An actor that says what arrived."""
+
+        def __call__(self, row: pa.Table) -> pa.Table:
+            assert row.num_rows == 1
+            info, samples = from_row(row)
+            arrived = {"shard": info.shard, "chunk": info.chunk, "first": info.first_row, "rows": samples.num_rows}
+            arrived["text"] = "".join(t[:1] for t in samples["text"].to_pylist() if t)
+            return pa.Table.from_pylist([{**arrived, "end": info.end, "keys": ",".join(samples["key"].to_pylist())}])
+
+    return Seen
+
+
+def sent(tasks: list[ShardTask]) -> Iterator[tuple]:
+    for task in tasks:
+        for chunk in chunks_of(task):
+            text = "".join(t[:1] for t in chunk.table["text"].to_pylist() if t)
+            keys = ",".join(chunk.table["key"].to_pylist())
+            yield (chunk.shard, chunk.number, chunk.first_row, chunk.num_samples, text, chunk.end, keys)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_chunks_arrive_at_the_encoder_as_they_left_the_reader(tasks: list[ShardTask]) -> None:
+    shares = Shares(2, 0.5, 2, 1.0, 0.0, 1)
+    with streaming_context():
+        dataset = chunk_dataset(tasks, shares).map_batches(
+            what_arrives(), batch_size=None, batch_format="pyarrow", num_cpus=1, compute=ActorPoolStrategy(size=2)
+        )
+        rows = [r for t in tables_of(dataset) for r in t.to_pylist()]
+    assert sorted(tuple(r.values()) for r in rows) == sorted(sent(tasks))
+    assert len(rows) == 1 + 1 + 2 + 3 + 1 + 2
+
+
+def test_a_row_gives_back_its_chunk(tasks: list[ShardTask]) -> None:
+    for task in tasks:
+        for chunk in chunks_of(task):
+            info, samples = from_row(to_row(chunk, task, 1.5))
+            assert samples.equals(chunk.table)
+            assert (info.chunk, info.first_row, info.end) == (chunk.number, chunk.first_row, chunk.end)
+            assert (info.source_url, info.source_bytes, info.read_seconds) == (task.url, task.bytes, 1.5)
+
+
+def test_a_shard_that_went_away_is_one_empty_chunk_that_says_so(tasks: list[ShardTask]) -> None:
+    Path(tasks[1].url).unlink()
+    chunks = list(chunks_of(tasks[1]))
+    assert [(c.num_samples, c.end, c.damage.reason if c.damage else None) for c in chunks] == [(0, True, "unreadable")]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_no_more_encoders_are_started_than_there_are_tasks() -> None:
+    assert encode_shares(1).encoders == 1
+    assert encode_shares(100).cpus <= 4
