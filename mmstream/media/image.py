@@ -109,8 +109,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
         if image.width * image.height > max_pixels:
             size = f"{image.width:,} × {image.height:,}"
             raise Rejected(Reason.TOO_MANY_PIXELS, f"{found} of {size} pixels, the limit is {max_pixels:,} in all")
-        orientation = _orientation(image)
         rgb = _pixels(image, data)
+        orientation = _orientation(image)  # afterwards: a TIFF is set upright, and says so, as it is loaded
         if rgb.size == 0:
             raise Rejected(Reason.IMAGE_BROKEN, f"{found} without pixels: {image.width} × {image.height}")
     upright = _TRANSPOSED[orientation](rgb) if orientation in _TRANSPOSED else rgb
