@@ -84,7 +84,7 @@ class Progress:
         return f"{self.done:,}{f' of {self.total:,}' if self.total else ''} {self.unit}"
 
     def _shown(self) -> dict[str, Any]:
-        shown = dict(self.figures)
+        shown = {name.replace("_", " "): value for name, value in self.figures.items()}
         if rate := self._rate():
             shown[f"{self._rate_of} per second"] = rate
         shown["elapsed"] = _clock(time.monotonic() - self._started)
