@@ -98,7 +98,7 @@ class Residual(nn.Module):
 
 
 def _norm(channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(8, channels)
 
 
 class TextTower(nn.Module):

@@ -26,18 +26,20 @@ def all_gather(x_BD: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x_BD
-    return _AllGather.apply(x_BD)  # ty: ignore[invalid-return-type]
+    return _AllGather.apply(x_BD)
 
 
-def check_equal_rows(rows: int) -> None:
+def check_equal_rows(rows: int, device: torch.device | None = None) -> None:
     """To be called once a batch on every rank: unequal rows would hang or silently misplace a gather.
+
+    `device` is where the ranks' backend works: the CPU for gloo.
 
     Raises:
         UsageError: on every rank, where they differ.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    bounds = torch.tensor([rows, -rows])
+    bounds = torch.tensor([rows, -rows], device=device)
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
     most, least = int(bounds[0]), -int(bounds[1])
     if most != least:
