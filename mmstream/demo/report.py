@@ -112,9 +112,9 @@ def _header(report: DemoReport) -> str:
     seen, unseen = report.retrieval, report.retrieval_unseen_pairs
     r1, r10 = (seen["text_to_image"][f"r@{k}"] for k in (1, 10))
     cards = [
-        _headline(r1, "R@1, words to picture", seen),
-        f"<div><b>{_percent(r10)}</b><span>R@10</span><small>chance {_percent(seen['chance']['r@10'])}</small></div>",
-        _headline(unseen["text_to_image"]["r@1"], "R@1, pairs never seen in training", unseen),
+        _headline(r1, "R@1, words to picture", seen, 1),
+        _headline(r10, "R@10, words to picture", seen, 10),
+        _headline(unseen["text_to_image"]["r@1"], "R@1, pairs never seen in training", unseen, 1),
     ]
     return f"""<header><p class="eyebrow">mmstream demo</p>
 <h1>From made scenes to answered questions in {_duration(report.seconds)}</h1>
@@ -125,9 +125,9 @@ def _header(report: DemoReport) -> str:
 """
 
 
-def _headline(share: float, name: str, retrieval: Mapping[str, Any]) -> str:
-    ceiling = f"ceiling {_percent(retrieval['ceiling'])}, " if retrieval["ceiling"] is not None else ""
-    chance = f"chance {_percent(retrieval['chance']['r@1'])}"
+def _headline(share: float, name: str, retrieval: Mapping[str, Any], k: int) -> str:
+    ceiling = f"ceiling {_percent(retrieval['ceiling'])}, " if k == 1 and retrieval["ceiling"] is not None else ""
+    chance = f"chance {_percent(retrieval['chance'][f'r@{k}'])}"
     return f"<div><b>{_percent(share)}</b><span>{escape(name)}</span><small>{ceiling}{chance}</small></div>"
 
 
@@ -142,12 +142,12 @@ def _perfect(retrieval: Mapping[str, Any]) -> str:
 
 def _path(stages: Sequence[Stage], seconds: float) -> str:
     items = "".join(
-        f'<li><span class="name">{escape(s.name)}</span><b>{s.count:,}</b><span>{escape(s.unit)}</span>'
+        f'<li><span class="name">{escape(s.name)}</span><b>{s.count:,}</b><span class="unit">{escape(s.unit)}</span>'
         f"<small>{_speed(s)}</small><p>{escape(s.about)}</p></li>"
         for s in stages
     )
     rest = seconds - sum(s.seconds for s in stages)
-    other = f" The remaining {_duration(rest)} went to starting Ray and to this page." if rest >= 1 else ""
+    other = f" The remaining {_duration(rest)} went to starting up and to what lies between." if rest >= 1 else ""
     return f"""<section><h2>The path of a sample</h2><ol class="path">{items}</ol>
 <p class="note">{_duration(seconds)} in all.{other}</p></section>
 """
@@ -176,13 +176,14 @@ def _answer(answer: Answer) -> str:
 
 
 def _quality(report: DemoReport) -> str:
-    sets = (("Pairs of colour and shape seen in training", report.retrieval),
+    sets = (("Pairs seen in training", report.retrieval),
             ("Pairs never seen in training", report.retrieval_unseen_pairs))  # fmt: skip
     panels = "".join(_panel(name, retrieval) for name, retrieval in sets)
     known = any(retrieval["ceiling"] is not None for _, retrieval in sets)
     return f"""<section><h2>How well it finds</h2>
 <p>Recall at k: how often the one right partner is among the first k. The others that a caption happens to fit count as
-misses, and so do ties.</p><div class="panels">{panels}</div>{legend(known)}</section>
+misses, and so do ties. A pair is a colour with a shape: one shape of each colour was kept from training.</p>
+<div class="panels">{panels}</div>{legend(known)}</section>
 """
 
 
@@ -202,10 +203,11 @@ def _bar(retrieval: Mapping[str, Any], way: str, k: int) -> Bar:
 
 def _relations(swapped: Swapped) -> str:
     low, high = wilson(swapped.accuracy, swapped.n)
+    verdict = f"{_verdict(swapped.accuracy, low, high)} <small>n\u00a0=\u00a0{swapped.n:,}</small>"
     bar = bars([Bar("accuracy", swapped.accuracy, (low, high), 0.5)], "accuracy on swapped relations")
     return f"""<section><h2>What it does not know</h2>
 <p>Exchange left with right, or above with below, in a caption: does the true one still score higher? A coin reaches
-0.5.</p>{bar}<p class="verdict">{_verdict(swapped.accuracy, low, high)} <small>n = {swapped.n:,}</small></p></section>
+0.5.</p>{bar}<p class="verdict">{verdict}</p></section>
 """
 
 
@@ -280,9 +282,9 @@ def _footer(report: DemoReport) -> str:
 
 
 def _percent(share: float) -> str:
-    """`82.3 %`; never rounded up to all."""
-    percent = 100 * share
-    return f"{percent:.1f} %" if percent < 99.95 or share == 1 else "99.9 %"
+    """`82.3 %`, which no line break divides; never rounded up to all."""
+    shown = 100.0 if share == 1 else min(100 * share, 99.9)
+    return f"{shown:.1f}\u00a0%"
 
 
 def _duration(seconds: float) -> str:

@@ -24,7 +24,9 @@ section > p { max-width: 44rem; } small, .note { color: var(--muted); font-size:
 .path li:not(:last-child)::after { content: "→"; position: absolute; right: -1.28rem; top: calc(50% - .8em);
   color: var(--muted); font-size: 1.1rem; }
 .path .name { display: block; font-size: .85rem; color: var(--blue); font-weight: 600; }
-.path b { font-size: 1.5rem; margin-right: .35rem; letter-spacing: -.01em; } .path small { display: block; }
+.path b { display: block; font-size: 1.5rem; line-height: 1.3; letter-spacing: -.01em; }
+.path .unit { display: block; font-size: .9rem; line-height: 1.3; margin-bottom: .25rem; }
+.path small { display: block; }
 .path p { font-size: .85rem; line-height: 1.4; margin: .5rem 0 0; }
 .answer { margin-top: 1.6rem; break-inside: avoid; }
 .answer h3::before { content: "“"; } .answer h3::after { content: "”"; }
@@ -49,6 +51,8 @@ footer { margin-top: 4rem; border-top: 1px solid var(--line); padding-top: 1rem;
 footer p { margin: 0 0 .3rem; }
 @media (max-width: 40rem) {
   body { padding-top: 1.6rem; font-size: 16px; } .path { grid-template-columns: 1fr; gap: 1.5rem; }
+  th, td { padding: .4rem .35rem; font-size: .78rem; white-space: normal; } pre { white-space: pre-wrap; }
+  .hits { grid-template-columns: repeat(4, 1fr); gap: .8rem .6rem; } .hits p { font-size: .7rem; }
   .path li:not(:last-child)::after { content: "↓"; right: auto; left: 50%; top: auto; bottom: -1.5rem; }
 }
 @media print {
@@ -68,7 +72,7 @@ footer p { margin: 0 0 .3rem; }
 .legend .chance { border-left: 3px solid var(--orange); } .legend .ceiling { border-left: 3px solid var(--green); }
 .legend .score { width: 1.4em; background: var(--blue); border-radius: 2px; }
 .legend .interval { width: 1.4em; height: 2px; background: var(--ink); vertical-align: .25em; }
-figure.curve { margin: 0 0 1.4rem; } figure.curve figcaption { font-weight: 600; margin-bottom: .5rem; }
+figure.curve { margin: 0 0 2.4rem; } figure.curve figcaption { font-weight: 600; margin-bottom: .5rem; }
 .plot { position: relative; margin-left: 3.4rem; border-left: 1px solid var(--line);
   border-bottom: 1px solid var(--line); }
 .plot svg { display: block; width: 100%; height: 100%; overflow: visible; }
