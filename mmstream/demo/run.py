@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -83,7 +83,7 @@ class _Stages:
     shown: list[Stage]
 
     @contextmanager
-    def timed(self, name: str, unit: str, about: str) -> Iterator[list[int]]:
+    def timed(self, name: str, unit: str, about: str) -> Generator[list[int]]:
         """Yields a list to which the stage appends how many it did."""
         count: list[int] = []
         start = time.monotonic()
@@ -106,7 +106,7 @@ def demo(dir: str) -> DemoRun:
     recipe = str(files("mmstream.demo") / "recipes" / "scenes.yaml")
     data = [f"data.train={join(dir, 'train')}", f"data.eval={join(dir, 'test')}"]
     with stages.timed("train", "samples seen", "Ray Data feeds two Ray Train workers; one exact loss.") as count:
-        trained = train(recipe, out=run, overrides=data)
+        trained = train(recipe, out=run, overrides=data, evaluated=False)
         count.append(trained.samples)
     with stages.timed(
         "embed", "unseen pairs encoded", "Pictures and captions become vectors, every row recorded."

@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import permutations
 from multiprocessing import get_context
 from random import Random
-from typing import Any
 
 from PIL import Image, ImageDraw
 
 from mmstream.storage.files import join
+from mmstream.telemetry import Report
 
 SIZE_PX, SCALE = 64, 2
 RELATION_PX = 10
@@ -107,8 +107,7 @@ class Scene:
         return any(HELD_OUT[t.colour] == t.shape for t in self.things)
 
 
-@dataclass(frozen=True)
-class ScenesReport:
+class ScenesReport(Report):
     dest: str
     num_train: int
     num_test: int
@@ -117,15 +116,19 @@ class ScenesReport:
     ceiling: float  # mean of 1 / fits over the test scenes of seen pairs
     ceiling_unseen_pairs: float
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def title(self) -> str:
+        return "scenes"
 
-    def __str__(self) -> str:
-        return (
-            f"{self.num_train:,} scenes to train on and {self.num_test:,} + {self.num_unseen:,} to test with "
-            f"(the latter show pairs of colour and shape that training never does), in {self.shards} shards under "
-            f"{self.dest}. A perfect model would reach R@1 = {self.ceiling:.3f} and {self.ceiling_unseen_pairs:.3f}."
-        )
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            ("to train on", f"{self.num_train:,} scenes"),
+            ("to test with", f"{self.num_test:,} scenes, a perfect model reaches R@1 = {self.ceiling:.3f}"),
+            (
+                "unseen pairs",
+                f"{self.num_unseen:,} scenes, a perfect model reaches R@1 = {self.ceiling_unseen_pairs:.3f}",
+            ),
+            ("where", f"{self.dest}, {self.shards} shards"),
+        ]
 
 
 # --- what is there -----------------------------------------------------------------------------------------------
@@ -368,7 +371,19 @@ def write_scenes(
                 if on_progress:
                     on_progress(done, total)
     means = {kind: sum(values) / max(1, len(values)) for kind, values in ceilings.items()}
-    return ScenesReport(dest, num_train, num_test, num_unseen, len(train) + len(test), means["seen"], means["unseen"])
+    return ScenesReport(
+        dest=dest,
+        num_train=num_train,
+        num_test=num_test,
+        num_unseen=num_unseen,
+        shards=len(train) + len(test),
+        ceiling=means["seen"],
+        ceiling_unseen_pairs=means["unseen"],
+        next=[
+            f"mmstream inspect {join(dest, 'train')}",
+            f"mmstream embed {join(dest, 'test')} {join(dest, 'emb')} --model SPEC",
+        ],
+    )
 
 
 def _parts(folder: str, seed: int, counts: dict[str, int]) -> list[_Part]:
