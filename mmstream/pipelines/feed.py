@@ -1,0 +1,182 @@
+"""Shards become batches that all ranks take together: read → decode → mix and cut, on Ray.
+
+The dataset's rows are parts of batches: the W rows of a batch follow each other, each with exactly batch_size / W
+samples, so that an equal split by rows hands every rank one part of every batch. What cannot be used leaves in the
+decode stage, to `RUN/rejects/`. The order of batches is a function of (seed, catalog) alone, whatever W: a run that
+goes on streams the same batches again and passes over those it has had.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from mmstream.embeddings.writer import to_parquet
+from mmstream.errors import UsageError
+from mmstream.media.text import Tokenizer
+from mmstream.models.card import Preprocessing
+from mmstream.pipelines.read import chunk_dataset, shard_tasks
+from mmstream.pipelines.resources import Shares, cores
+from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
+from mmstream.schema import REJECT
+from mmstream.storage.files import join, write_bytes
+from mmstream.train.data import Batch, Batcher, Prepare
+from mmstream.train.recipe import Recipe
+
+WORKER_CPUS, READER_CPUS, DECODER_CPUS, CUTTER_CPUS = 0.5, 0.5, 0.25, 0.25
+
+
+def feed_shares(workers: int) -> Shares:
+    """Readers and decoders beside `workers` ranks: one of each on a laptop, more where cores are left.
+
+    Raises:
+        UsageError: the cluster is too small for all of them at once.
+    """
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    decoders = max(1, min(int(cpus), cores()) - workers) if cpus > 4 else 1
+    shares = Shares(max(1, decoders // 4), READER_CPUS, decoders, DECODER_CPUS, 0.0, encoder_threads=1)
+    needed = shares.cpus + CUTTER_CPUS + workers * WORKER_CPUS
+    if needed > cpus:
+        raise UsageError(
+            f"{workers} workers need {needed:g} CPUs beside their readers and Ray has {cpus:g}: they would wait for "
+            "ever. Give fewer workers (workers=N) or start Ray with more --num-cpus (they are logical)."
+        )
+    return shares
+
+
+def batch_dataset(
+    catalog: pa.Table, recipe: Recipe, tokenizer: Tokenizer, run: str, shares: Shares, *, skip_batches: int
+) -> Dataset:
+    """All epochs as one dataset of parts of batches (see `part_of`), without the first `skip_batches` batches.
+
+    Call it under `resources.streaming_context()`.
+    """
+    tasks = [task for epoch in range(recipe.epochs) for task in _shuffled(catalog, recipe.seed, epoch)]
+    decoded = chunk_dataset(tasks, shares).map_batches(
+        _Decode,
+        fn_constructor_args=(recipe, tokenizer.to_json(), run),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=shares.encoder_cpus,
+        compute=ActorPoolStrategy(size=shares.encoders, max_tasks_in_flight_per_actor=2),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # Ray 2.60 offers nothing in its place
+        return decoded.map_batches(
+            _Cut,
+            fn_constructor_args=(recipe, catalog.num_rows, skip_batches),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=CUTTER_CPUS,
+            compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2),
+            max_restarts=0,  # what it holds back is lost with it: the run goes on from its checkpoint instead
+        )
+
+
+def _shuffled(catalog: pa.Table, seed: int, epoch: int) -> list[ShardTask]:
+    tasks = shard_tasks(catalog, epoch=epoch)
+    Random(f"{seed}/{epoch}").shuffle(tasks)
+    return tasks
+
+
+def to_part(batch: Batch, **about: int) -> pa.Table:
+    """A batch as one row of Arrow: its arrays as bytes, without a copy, and a few numbers beside them."""
+    arrays = {"pixels": batch.pixels, "tokens": batch.tokens, "ids": batch.ids}
+    columns = {name: _as_bytes(array) for name, array in arrays.items()}
+    shapes = {"num_samples": len(batch), "size": batch.pixels.shape[1], "length": batch.tokens.shape[1]}
+    numbers = {name: pa.array([value], pa.int64()) for name, value in {**shapes, **about}.items()}
+    return pa.table({**columns, **numbers})
+
+
+def part_of(row: pa.Table) -> Batch:
+    """The batch that `to_part` made a row of; its arrays are read-only views."""
+    n, size, length = (row[name][0].as_py() for name in ("num_samples", "size", "length"))
+    return Batch(
+        _from_bytes(row["pixels"], np.uint8).reshape(n, size, size, 3),
+        _from_bytes(row["tokens"], np.int32).reshape(n, length),
+        _from_bytes(row["ids"], np.int64),
+    )
+
+
+def _as_bytes(array: np.ndarray) -> pa.Array:
+    data = pa.py_buffer(np.ascontiguousarray(array))
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _from_bytes(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
+    return np.frombuffer(column[0].as_buffer(), dtype)
+
+
+@dataclass
+class _Decode:
+    """The decode stage's actor: a chunk in, its usable samples out as one row; rejects are written in epoch 0."""
+
+    recipe: Recipe
+    tokenizer_json: bytes
+    run: str
+
+    def __post_init__(self) -> None:
+        model = self.recipe.model
+        self._prepare = Prepare(
+            Preprocessing(size=model.image.size),
+            Tokenizer.from_json(self.tokenizer_json),
+            model.text.length,
+            self.recipe.data.captions,
+            self.recipe.seed,
+        )
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        info, samples = from_row(row)
+        batch, rejects = self._prepare(samples, info.epoch)
+        if info.damage:
+            about = {"shard": info.shard, "row": info.first_row + info.num_samples, "offset": info.damage.offset}
+            why = {"reason": info.damage.reason, "detail": info.damage.detail}
+            rejects.append({**dict.fromkeys(REJECT.names), **about, **why})
+        if rejects and info.epoch == 0:
+            self._write(info, rejects)
+        return to_part(batch, epoch=info.epoch, end=int(info.end))
+
+    def _write(self, info: ChunkInfo, rejects: list[dict]) -> None:
+        # One name for a chunk, whoever writes it: every attempt has the same rejects.
+        name = f"{info.shard:06d}-{info.chunk:06d}.parquet"
+        write_bytes(join(self.run, "rejects", name), to_parquet(pa.Table.from_pylist(rejects, schema=REJECT)))
+
+
+@dataclass
+class _Cut:
+    """The only actor of the last stage: decoded chunks in, epoch by epoch; parts of whole batches out."""
+
+    recipe: Recipe
+    num_shards: int
+    skip_batches: int
+
+    def __post_init__(self) -> None:
+        self._batcher = Batcher(self.recipe.batch_size, self.recipe.data.shuffle_rows, self.recipe.seed)
+        self._num_ended = 0
+        self._num_batches = 0
+
+    def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
+        epoch, end = row["epoch"][0].as_py(), row["end"][0].as_py()
+        if epoch != self._num_ended // self.num_shards:
+            raise AssertionError(f"a chunk of epoch {epoch} came after {self._num_ended} of {self.num_shards} shards")
+        yield from self._parts(self._batcher.add(part_of(row)))
+        self._num_ended += end
+        if end and self._num_ended % self.num_shards == 0:
+            yield from self._parts(self._batcher.end_epoch(epoch))
+
+    def _parts(self, batches: Iterator[Batch]) -> Iterator[pa.Table]:
+        rows = self.recipe.batch_size // self.recipe.workers
+        for batch in batches:
+            self._num_batches += 1
+            if self._num_batches <= self.skip_batches:
+                continue
+            for rank in range(self.recipe.workers):
+                yield to_part(batch.take(slice(rank * rows, (rank + 1) * rows)))

@@ -1,0 +1,313 @@
+"""A recipe becomes a run: Ray Data feeds, Ray Train places the ranks, `train.loop` does the learning.
+
+`RUN/`: `recipe.yaml`, `survey.json` and `tokenizer.json` (what the captions of the shards gave), `checkpoints/`,
+`metrics.jsonl`, `tensorboard/`, `rejects/`, and at the end `card/` and `figures/`. The same command on the same RUN
+goes on from the highest valid checkpoint; a finished run says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.train as ray_train
+import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.data import ExecutionOptions
+from ray.experimental import internal_kv
+from ray.train.torch import TorchTrainer, get_device
+
+from mmstream.errors import MmstreamError, RefusedError, UsageError
+from mmstream.figures import loss_curve
+from mmstream.media.text import Tokenizer
+from mmstream.models.card import Preprocessing, save_card
+from mmstream.models.dual import DualEncoder
+from mmstream.pipelines.embed import limited
+from mmstream.pipelines.evaluate import evaluate
+from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
+from mmstream.pipelines.resources import our_errors, start_ray, streaming_context
+from mmstream.pipelines.survey import Survey, surveyed
+from mmstream.shards.catalog import build_catalog
+from mmstream.storage.commit import put_if_absent
+from mmstream.storage.files import absolute, exists, is_local, join, list_files, open_fs, read_bytes, write_bytes
+from mmstream.telemetry import Progress, Report
+from mmstream.train.checkpoint import CheckpointRecord, latest_record, load_latest
+from mmstream.train.data import Batch
+from mmstream.train.log import read_metrics
+from mmstream.train.loop import Loop, train_loop
+from mmstream.train.recipe import Recipe
+
+POLL_SECONDS = 0.5
+
+
+class TrainReport(Report):
+    """`leftover` samples of the last epoch did not fill a batch."""
+
+    run: str
+    card: str
+    steps: int
+    samples: int
+    leftover: int
+    batch_size: int
+    rejects: dict[str, int]
+    loss: float | None
+    seconds: float
+    samples_per_second: float
+    retrieval: dict[str, Any] | None = None
+    already_finished: bool = False
+
+    def title(self) -> str:
+        return "nothing to do: this run is finished" if self.already_finished else "trained"
+
+    def to_json(self) -> dict[str, Any]:
+        values = super().to_json()
+        return values if self.retrieval else {k: v for k, v in values.items() if k != "retrieval"}
+
+    def lines(self) -> list[tuple[str, str]]:
+        shown = [("run", self.run), ("steps", f"{self.steps:,} of {self.batch_size:,} samples")]
+        if self.loss is not None:
+            shown.append(("loss", f"{self.loss:.3f} (by chance {np.log(self.batch_size):.3f})"))
+        shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
+        if self.leftover:
+            shown.append(("leftover", f"{self.leftover:,} samples of the last epoch did not fill a batch"))
+        if not self.already_finished:
+            shown.append(("time", f"{self.seconds:.1f} s, {self.samples_per_second:,.0f} samples/s"))
+        if self.retrieval:
+            scores = "  ".join(f"{k.upper()} {v:.3f}" for k, v in self.retrieval["text_to_image"].items())
+            shown.append(("text → image", f"{scores} among {self.retrieval['n']:,}"))
+        return shown
+
+
+def train(
+    recipe: str, *, out: str, overrides: Sequence[str] = (), limit: int | None = None, evaluated: bool = True
+) -> TrainReport:
+    """Trains the recipe into the run at `out`, or goes on with it.
+
+    Args:
+        recipe: path or URL of a YAML recipe.
+        out: a folder or URL.
+        overrides: `key=value` with dots, see `config.Config.from_yaml`.
+        limit: train on at most this many samples, from the first shards on.
+        evaluated: measure retrieval on the recipe's `data.eval` at the end, where it is given.
+
+    Raises:
+        UsageError: a wrong recipe, missing shards, or too few samples for one batch.
+        RefusedError: `out` holds a run of another recipe or of other shards.
+        UnreachableError: a store does not answer.
+    """
+    run = absolute(out)
+    wanted = Recipe.from_yaml(read_bytes(absolute(recipe)).decode(), overrides, where=recipe)
+    _claim(run, wanted)
+    catalog = limited(build_catalog(wanted.data.train), limit)
+    before = latest_record(run)
+    if before and before.finished_epochs and before.finished_epochs >= wanted.epochs:
+        return _report(run, wanted, before, Survey.read(run), already=True)
+    start_ray()
+    with our_errors():
+        survey = surveyed(run, catalog, wanted)
+        steps = survey.num_samples * wanted.epochs // wanted.batch_size
+        if not steps:
+            raise UsageError(
+                f"{wanted.data.train}: {survey.num_samples:,} usable samples x {wanted.epochs} epochs do not fill one "
+                f"batch of {wanted.batch_size:,}. Give more shards or a smaller batch_size."
+            )
+        _fit(run, wanted, catalog, survey, steps, before)
+    after = _finished(run, wanted)
+    _publish(run, wanted, survey.tokenizer)
+    retrieval = None
+    if wanted.data.eval and evaluated:
+        retrieval = evaluate(f"run:{run}", wanted.data.eval).retrieval
+    return _report(run, wanted, after, survey, retrieval=retrieval)
+
+
+def _claim(run: str, recipe: Recipe) -> None:
+    """Makes `run` the run of this recipe.
+
+    Raises:
+        RefusedError: it is the run of another one.
+    """
+    url = join(run, "recipe.yaml")
+    if not exists(url):
+        put_if_absent(url, recipe.to_yaml().encode())
+    stored = Recipe.from_yaml(read_bytes(url).decode(), where=url)
+    if difference := stored.first_difference(recipe):
+        key, before, now = difference
+        raise RefusedError(
+            f"{run}: {key} differs: this run was begun with {before!r} and is asked for with {now!r}. Only workers "
+            "and epochs may change; give --out another folder."
+        )
+    if stored != recipe:
+        write_bytes(url, recipe.to_yaml().encode())
+
+
+def _fit(
+    run: str, recipe: Recipe, catalog: pa.Table, survey: Survey, total_steps: int, before: CheckpointRecord | None
+) -> None:
+    done = before.step if before else 0
+    shares = feed_shares(recipe.workers)
+    gpus = ray.cluster_resources().get("GPU", 0) >= recipe.workers
+    name = f"{recipe.identity()[:12]}-{secrets.token_hex(6)}"  # an old name would silently go on with Ray's old run
+    with streaming_context(), _storage(run) as storage, _watched(name, recipe, total_steps):
+        batches = batch_dataset(catalog, recipe, survey.tokenizer, run, shares, skip_batches=done)
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"recipe": recipe, "run": run, "total_steps": total_steps, "name": name},
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=recipe.workers,
+                use_gpu=gpus,
+                resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if gpus else {})},
+            ),
+            run_config=ray_train.RunConfig(
+                name=name, failure_config=ray_train.FailureConfig(max_failures=0), **storage
+            ),
+            datasets={"train": batches},
+            dataset_config=ray_train.DataConfig(
+                execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray_train.WorkerGroupError as e:
+            raise first_of_ours(e.worker_failures.values()) or e from None
+
+
+def _rank(settings: dict[str, Any]) -> None:
+    """What Ray Train runs on each rank."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # ranks share the cores with each other and with the stages that feed them
+    recipe, run, key = settings["recipe"], settings["run"], settings["name"].encode()
+
+    def told(row: dict[str, Any]) -> None:
+        internal_kv._internal_kv_put(key, json.dumps(row).encode(), overwrite=True)
+
+    loop = Loop(recipe, run, settings["total_steps"], get_device(), on_metrics=told)
+    train_loop(loop, _batches(), load_latest(run))
+
+
+def _batches() -> Iterator[Batch]:
+    parts = ray_train.get_dataset_shard("train")
+    for table in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        for n in range(table.num_rows):
+            yield part_of(table.slice(n, 1))
+
+
+def first_of_ours(failures: Iterable[BaseException]) -> MmstreamError | None:
+    """The error of mmstream among what ranks failed with, however often Ray wrapped it."""
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, MmstreamError):
+                return cause
+            cause = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
+    return None
+
+
+@contextmanager
+def _watched(name: str, recipe: Recipe, total_steps: int) -> Generator[None]:
+    """Shows on the driver what rank 0 tells, while the ranks work."""
+    over = threading.Event()
+
+    def show(progress: Progress) -> None:
+        while not over.wait(POLL_SECONDS):
+            told = internal_kv._internal_kv_get(name.encode())
+            if told:
+                row = json.loads(told)
+                waits = f"{100 * row['waited_for_data']:.0f} %"
+                progress.update(row["step"], loss=row["loss"], samples=row["samples"], waited_for_data=waits)
+
+    with Progress("train", total_steps, "steps", rate_of="samples") as progress:
+        watcher = threading.Thread(target=show, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            internal_kv._internal_kv_del(name.encode())
+
+
+@contextmanager
+def _storage(run: str) -> Generator[dict[str, Any]]:
+    """Where Ray Train keeps its own state: nothing of ours is in it. On a cluster all nodes must see the place."""
+    if not os.environ.get("RAY_ADDRESS"):
+        with tempfile.TemporaryDirectory(prefix="mmstream-train-") as folder:
+            yield {"storage_path": folder}
+    elif is_local(run):
+        yield {"storage_path": join(run, "ray")}
+    else:
+        fs, path = open_fs(join(run, "ray"))
+        yield {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _finished(run: str, recipe: Recipe) -> CheckpointRecord:
+    record = latest_record(run)
+    if record is None or record.finished_epochs != recipe.epochs:
+        raise UsageError(f"{run}: the ranks ended without a last checkpoint. Run the same command again to go on.")
+    return record
+
+
+def _publish(run: str, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Card and figures, from the last checkpoint."""
+    checkpoint = load_latest(run)
+    assert checkpoint is not None
+    model = DualEncoder(recipe.model)
+    model.load_state_dict(checkpoint.model)
+    save_card(join(run, "card"), model, Preprocessing(size=recipe.model.image.size), tokenizer)
+    rows = read_metrics(run)
+    if len(rows) > 1:
+        step, loss, rate = (np.array([row[k] for row in rows]) for k in ("step", "loss", "samples_per_second"))
+        figure = loss_curve(step, loss, beside=("samples per second", rate), chance=float(np.log(recipe.batch_size)))
+        write_bytes(join(run, "figures", "loss.png"), figure)
+
+
+def _num_rejects(run: str) -> dict[str, int]:
+    reasons: Counter[str] = Counter()
+    for file in list_files(join(run, "rejects")):
+        table = pq.read_table(io.BytesIO(read_bytes(file.url)), columns=["reason"])
+        reasons.update(table["reason"].to_pylist())
+    return dict(sorted(reasons.items()))
+
+
+def _report(
+    run: str,
+    recipe: Recipe,
+    record: CheckpointRecord,
+    survey: Survey,
+    *,
+    retrieval: dict[str, Any] | None = None,
+    already: bool = False,
+) -> TrainReport:
+    rows = read_metrics(run)
+    rates = [row["samples_per_second"] for row in rows[1:]]
+    rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
+    rejects = _num_rejects(run)
+    usable = survey.num_rows - sum(n for reason, n in rejects.items())
+    shards = recipe.data.eval or recipe.data.train
+    source = shards if isinstance(shards, str) else " ".join(shards)
+    return TrainReport(
+        run=run,
+        card=join(run, "card"),
+        steps=record.step,
+        samples=record.samples,
+        leftover=max(0, usable * recipe.epochs - record.samples),
+        batch_size=recipe.batch_size,
+        rejects=rejects,
+        loss=rows[-1]["loss"] if rows else None,
+        seconds=round(record.samples / rate, 1) if rate else 0.0,
+        samples_per_second=round(rate, 1),
+        retrieval=retrieval,
+        already_finished=already,
+        next=[f"mmstream embed {source} {run}-emb --model run:{run}", f"mmstream eval run:{run} {source}"],
+    )
