@@ -72,6 +72,8 @@ def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> in
     from mmstream import telemetry
 
     telemetry.set_quiet(quiet)
+    # Read by Ray when it is imported: a healthy start of many small workers is no news to the person who waits.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     try:
         # What libraries print must not get between the lines of a JSON document.
         with contextlib.redirect_stdout(sys.stderr):
