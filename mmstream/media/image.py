@@ -6,7 +6,8 @@ all pictures: EXIF or XMP orientation applied; transparency laid over white; pal
 16 bits cut to the upper 8, and 32-bit integers and floats, which name no white, stretched from their own minimum to
 their own maximum; colour profiles ignored.
 
-Pillow decodes; for plain JPEG simplejpeg does, with the same pixels (both are libjpeg-turbo) in three quarters of the time.
+Pillow decodes; for plain JPEG simplejpeg does, with the same pixels (both are libjpeg-turbo) in three quarters of the
+time.
 """
 
 from __future__ import annotations
