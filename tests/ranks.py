@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import queue
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+ROOT = str(Path(__file__).parents[1])
+if ROOT not in sys.path:
+    sys.path.append(ROOT)  # ranks find the tests' functions by their modules, which are named from here
 
 
 def run_on_ranks(function: Callable[..., Any], world_size: int, folder: str, *args: Any) -> list[Any]:
@@ -29,7 +37,7 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, folder: str, *ar
     for process in processes:
         process.start()
     try:
-        found = dict(results.get(timeout=120) for _ in processes)
+        found = _collected(results, processes)
     finally:
         for process in processes:
             process.join(20)
@@ -38,6 +46,21 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, folder: str, *ar
     if failures:
         raise AssertionError(failures[0])
     return [pickle.loads(found[rank][1]) for rank in range(world_size)]
+
+
+def _collected(results: Queue[Any], processes: list[Any], seconds: float = 120) -> dict[int, tuple[str, bytes]]:
+    found: dict[int, tuple[str, bytes]] = {}
+    until = time.monotonic() + seconds
+    while len(found) < len(processes):
+        try:
+            rank, result = results.get(timeout=1)
+            found[rank] = result
+        except queue.Empty:
+            if time.monotonic() > until or any(p.exitcode for p in processes):
+                raise AssertionError(
+                    f"ranks ended with {[p.exitcode for p in processes]}, results of {list(found)}"
+                ) from None
+    return found
 
 
 def _on_rank(function, rank: int, world_size: int, meeting: str, results: Queue[Any], args: tuple[Any, ...]) -> None:

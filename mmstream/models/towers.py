@@ -30,8 +30,8 @@ class ImageTowerConfig(Config):
     def _whole_grid(self) -> ImageTowerConfig:
         if self.size % (self.stem * 4):
             raise ValueError(f"size {self.size} must be a multiple of 4 x stem = {self.stem * 4}")
-        if not all(0 < w <= 4096 and w % 8 == 0 for w in self.widths):
-            raise ValueError("widths must be multiples of 8, at most 4096")
+        if not all(0 < w <= 4096 and w % 16 == 0 for w in self.widths):
+            raise ValueError("widths must be multiples of 16, at most 4096")
         return self
 
 

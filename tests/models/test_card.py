@@ -18,7 +18,7 @@ from mmstream.models.towers import ImageTowerConfig, TextTowerConfig
 
 CONFIG = DualEncoderConfig(
     dimension=16,
-    image=ImageTowerConfig(size=32, widths=(8, 8, 8), hidden=16),
+    image=ImageTowerConfig(size=32, widths=(16, 16, 16), hidden=16),
     text=TextTowerConfig(length=8, vocab_size=300, width=16, layers=1, heads=2),
 )
 PREPROCESSING = Preprocessing(size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))

@@ -61,7 +61,7 @@ def test_the_logit_scale_is_clamped_at_one_hundred_and_no_lower():
     ("key", "value", "said"),
     [
         ("image", {"size": 70}, "image: size 70 must be a multiple of 4 x stem = 16"),
-        ("image", {"widths": [3, 8, 8]}, "image: widths must be multiples of 8"),
+        ("image", {"widths": [8, 16, 16]}, "image: widths must be multiples of 16"),
         ("text", {"width": 100, "heads": 3}, "text: width 100 must be a multiple of heads = 3"),
         ("text", {"lenght": 9}, "unknown key 'text.lenght'; the nearest valid key is 'text.length'"),
     ],
