@@ -30,25 +30,24 @@ from mmstream.storage.files import join, write_bytes
 from mmstream.train.data import Batch, Batcher, Prepare
 from mmstream.train.recipe import Recipe
 
-WORKER_CPUS, READER_CPUS, DECODER_CPUS, CUTTER_CPUS = 0.5, 0.5, 0.25, 0.25
+WORKER_CPUS, DECODER_CPUS, CUTTER_CPUS = 0.5, 0.5, 0.25
 
 
 def feed_shares(workers: int) -> Shares:
-    """Readers and decoders beside `workers` ranks: one of each on a laptop, more where cores are left.
+    """Decoders beside `workers` ranks: one on a laptop, more where cores are left. A decoder reads its shards itself.
 
     Raises:
         UsageError: the cluster is too small for all of them at once.
     """
     cpus = ray.cluster_resources().get("CPU", 0.0)
     decoders = max(1, min(int(cpus), cores()) - workers) if cpus > 4 else 1
-    shares = Shares(max(1, decoders // 4), READER_CPUS, decoders, DECODER_CPUS, 0.0, encoder_threads=1)
-    needed = shares.cpus + CUTTER_CPUS + workers * WORKER_CPUS
+    needed = decoders * DECODER_CPUS + CUTTER_CPUS + workers * WORKER_CPUS
     if needed > cpus:
         raise UsageError(
-            f"{workers} workers need {needed:g} CPUs beside their readers and Ray has {cpus:g}: they would wait for "
+            f"{workers} workers and what feeds them need {needed:g} CPUs and Ray has {cpus:g}: they would wait for "
             "ever. Give fewer workers (workers=N) or start Ray with more --num-cpus (they are logical)."
         )
-    return shares
+    return Shares(decoders, DECODER_CPUS, decoders, DECODER_CPUS, 0.0, encoder_threads=1)
 
 
 def batch_dataset(
@@ -59,6 +58,7 @@ def batch_dataset(
     Call it under `resources.streaming_context()`.
     """
     tasks = [task for epoch in range(recipe.epochs) for task in _shuffled(catalog, recipe.seed, epoch)]
+    # As many CPUs as the readers have: Ray fuses the two, and pixels take one hop less. Decoding is CPU work, too.
     decoded = chunk_dataset(tasks, shares).map_batches(
         _Decode,
         fn_constructor_args=(recipe, tokenizer.to_json(), run),

@@ -37,7 +37,7 @@ from mmstream.models.dual import DualEncoder
 from mmstream.pipelines.embed import limited
 from mmstream.pipelines.evaluate import evaluate
 from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
-from mmstream.pipelines.resources import our_errors, start_ray, streaming_context
+from mmstream.pipelines.resources import cores, our_errors, start_ray, streaming_context
 from mmstream.pipelines.survey import Survey, surveyed
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.commit import put_if_absent
@@ -161,17 +161,19 @@ def _fit(
     name = f"{recipe.identity()[:12]}-{secrets.token_hex(6)}"  # an old name would silently go on with Ray's old run
     with streaming_context(), _storage(run) as storage, _watched(name, recipe, total_steps):
         batches = batch_dataset(catalog, recipe, survey.tokenizer, run, shares, skip_batches=done)
+        # Any, since ray.train chooses between the classes of its two interfaces at run time.
+        scaling: Any = ray_train.ScalingConfig(
+            num_workers=recipe.workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if gpus else {})},
+        )
+        failures: Any = ray_train.FailureConfig(max_failures=0)
+        config: Any = ray_train.RunConfig(name=name, failure_config=failures, **storage)
         trainer = TorchTrainer(
             _rank,
             train_loop_config={"recipe": recipe, "run": run, "total_steps": total_steps, "name": name},
-            scaling_config=ray_train.ScalingConfig(
-                num_workers=recipe.workers,
-                use_gpu=gpus,
-                resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if gpus else {})},
-            ),
-            run_config=ray_train.RunConfig(
-                name=name, failure_config=ray_train.FailureConfig(max_failures=0), **storage
-            ),
+            scaling_config=scaling,
+            run_config=config,
             datasets={"train": batches},
             dataset_config=ray_train.DataConfig(
                 execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
@@ -186,7 +188,7 @@ def _fit(
 def _rank(settings: dict[str, Any]) -> None:
     """What Ray Train runs on each rank."""
     if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # ranks share the cores with each other and with the stages that feed them
+        torch.set_num_threads(max(1, cores() // settings["recipe"].workers))
     recipe, run, key = settings["recipe"], settings["run"], settings["name"].encode()
 
     def told(row: dict[str, Any]) -> None:

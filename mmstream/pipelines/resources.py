@@ -102,6 +102,8 @@ def _hush() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else healthy runs print lines about actor restarts
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Else Ray prints on stdout, among our JSON, that small actors are many.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     warnings.filterwarnings("ignore", module=r"ray\.")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

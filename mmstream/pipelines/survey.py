@@ -1,13 +1,14 @@
 """What training must know before its first step: how many samples there are, and a tokenizer learned from captions.
 
-One pass over the shards, on Ray; the driver gets a number per chunk, and captions of a bounded number of shards. The
-result is kept in the run (`survey.json`, `tokenizer.json`) and belongs to the catalog it was made from.
+One pass over the shards, by Ray where they are large; the driver gets a number per chunk, and captions of a bounded
+number of shards. The result is kept in the run (`survey.json`, `tokenizer.json`) and belongs to the catalog it was made
+from.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -20,7 +21,7 @@ from mmstream.pipelines.embed import tables_of
 from mmstream.pipelines.feed import feed_shares
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import streaming_context
-from mmstream.pipelines.source import from_row
+from mmstream.pipelines.source import ShardTask, from_row, read_rows
 from mmstream.schema import Record
 from mmstream.shards.catalog import to_parquet
 from mmstream.storage.files import exists, join, read_bytes, write_bytes
@@ -29,6 +30,7 @@ from mmstream.train.data import captions_of
 from mmstream.train.recipe import Recipe
 
 TOKENIZER_SHARDS = 64
+LOCAL_BYTES = 256 << 20  # read by the driver sooner than Ray has started to
 
 
 class SurveyRecord(Record):
@@ -80,18 +82,13 @@ def surveyed(run: str, catalog: pa.Table, recipe: Recipe) -> Survey:
 def _surveyed_now(catalog: pa.Table, recipe: Recipe) -> tuple[int, int, Tokenizer]:
     tasks = shard_tasks(catalog)
     read_by_tokenizer = {t.shard for t in Random(recipe.seed).sample(tasks, min(TOKENIZER_SHARDS, len(tasks)))}
-    shares, counts = feed_shares(recipe.workers), [0, 0]
+    counts = [0, 0]
+    count = partial(_captions, field=recipe.data.captions, wanted=frozenset(read_by_tokenizer))
     with streaming_context(), Progress("captions", len(tasks), "shards", rate_of="samples") as progress:
-        chunks = chunk_dataset(tasks, shares).map_batches(
-            partial(_captions, field=recipe.data.captions, wanted=frozenset(read_by_tokenizer)),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=shares.reader_cpus,
-        )
 
         def captions() -> Iterator[str]:
             num_ended = 0
-            for row in tables_of(chunks):
+            for row in _over_chunks(tasks, count, recipe.workers):
                 counts[0] += row["num_rows"][0].as_py()
                 counts[1] += row["num_samples"][0].as_py()
                 num_ended += row["end"][0].as_py()
@@ -101,6 +98,19 @@ def _surveyed_now(catalog: pa.Table, recipe: Recipe) -> tuple[int, int, Tokenize
         # The tokenizer takes all captions in the order of shards, whichever chunk comes first.
         tokenizer = train_tokenizer(sorted(captions()), recipe.model.text.vocab_size)
     return counts[0], counts[1], tokenizer
+
+
+def _over_chunks(tasks: list[ShardTask], count: Callable[[pa.Table], pa.Table], workers: int) -> Iterator[pa.Table]:
+    """`count` of every chunk, as they are finished."""
+    if sum(task.bytes for task in tasks) < LOCAL_BYTES:
+        yield from (count(row) for task in tasks for row in read_rows(task))
+        return
+    shares = feed_shares(workers)
+    yield from tables_of(
+        chunk_dataset(tasks, shares).map_batches(
+            count, batch_size=None, batch_format="pyarrow", num_cpus=shares.reader_cpus
+        )
+    )
 
 
 def _captions(row: pa.Table, *, field: str | None, wanted: frozenset[int]) -> pa.Table:
