@@ -13,6 +13,8 @@ Names are loaded when they are first used: importing mmstream imports neither to
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ _MODULES = {
     "load_encoder": "mmstream.encoders.build",
     "open_index": "mmstream.search.searcher",
     "read_webdataset": "mmstream.pipelines.read",
-    "train": "mmstream.pipelines.fit",
 }
 
 
@@ -56,3 +57,18 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """`mm.train` is the function, though there is a room of that name: importing the room must not replace it."""
+
+    @property
+    def train(self) -> Any:
+        return importlib.import_module("mmstream.pipelines.fit").train
+
+    @train.setter
+    def train(self, room: ModuleType) -> None:
+        """The import system hands every room to its package; this one is found in `sys.modules` all the same."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -45,6 +45,15 @@ def test_importing_mmstream_imports_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_every_public_name_is_what_it_says_whatever_was_imported_before() -> None:
+    code = (
+        "import mmstream.train.losses, mmstream.pipelines.fit, mmstream as mm;"
+        "print([n for n in mm.__all__ if not callable(getattr(mm, n))], mmstream.train.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["[]", "train"], done.stderr
+
+
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
     path = tmp_path / "a.tar"

@@ -91,7 +91,13 @@ class TrainReport(Report):
 
 
 def train(
-    recipe: str, *, out: str, overrides: Sequence[str] = (), limit: int | None = None, evaluated: bool = True
+    recipe: str,
+    *,
+    out: str,
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+    evaluated: bool = True,
+    **keys: Any,
 ) -> TrainReport:
     """Trains the recipe into the run at `out`, or goes on with it.
 
@@ -101,6 +107,7 @@ def train(
         overrides: `key=value` with dots, see `config.Config.from_yaml`.
         limit: train on at most this many samples, from the first shards on.
         evaluated: measure retrieval on the recipe's `data.eval` at the end, where it is given.
+        keys: more overrides, as in `epochs=3` or `**{"optim.learning_rate": 1e-3}`.
 
     Raises:
         UsageError: a wrong recipe, missing shards, or too few samples for one batch.
@@ -108,6 +115,7 @@ def train(
         UnreachableError: a store does not answer.
     """
     run = absolute(out)
+    overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
     wanted = Recipe.from_yaml(read_bytes(absolute(recipe)).decode(), overrides, where=recipe)
     _claim(run, wanted)
     catalog = limited(build_catalog(wanted.data.train), limit)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import mmstream
 
 import mmstream as mm
 from mmstream.embeddings.reader import EmbeddingSet
@@ -19,14 +16,6 @@ from mmstream.encoders.build import load_encoder
 from mmstream.index.exact import exact_search
 
 QUERIES = ["a map of the world", "two people talk", "a graph with a curve", "brain"]
-
-
-def mmstream(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Runs the command with --json in a process of its own; stdout must be one JSON document."""
-    command = [sys.executable, "-m", "mmstream", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ.copy())
-    assert done.returncode == code, done.stderr[-2000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
