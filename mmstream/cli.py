@@ -71,6 +71,7 @@ def verb(parent: typer.Typer, name: str, example: str) -> Callable[[Callable[...
 def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> int:
     from mmstream import telemetry
 
+    _Ran.a_verb = True
     telemetry.set_quiet(quiet)
     # Read by Ray when it is imported: a healthy start of many small workers is no news to the person who waits.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
@@ -245,4 +246,17 @@ def search(
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one command; leaves through SystemExit with its exit code."""
-    app(args=argv if argv is not None else sys.argv[1:], prog_name="mmstream")
+    arguments = argv if argv is not None else sys.argv[1:]
+    try:
+        app(args=arguments, prog_name="mmstream")
+    except SystemExit as e:
+        if e.code == ExitCode.USAGE and "--json" in arguments and not _Ran.a_verb:
+            # Typer has told the person on stderr what is wrong; a program still gets its one document.
+            print(json.dumps({"error": "wrong arguments; stderr says which", "exit_code": int(ExitCode.USAGE)}))
+        raise
+
+
+class _Ran:
+    """Whether a verb was reached, and so has printed its document."""
+
+    a_verb = False

@@ -77,7 +77,10 @@ def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
             at = at.setdefault(key, {})
             if not isinstance(at, dict):
                 raise UsageError(f"override {override!r}: {key} holds a plain value, nothing is below it.")
-        at[keys[-1]] = yaml.safe_load(value)
+        try:
+            at[keys[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            at[keys[-1]] = value  # a pattern such as *.tar or {0..3}.tar, which YAML takes for something of its own
     return result
 
 

@@ -77,6 +77,8 @@ def tar(tmp_path: Path) -> Path:
         (["search", "{tmp}/nothing"], 2, "Ask with words or with --image"),
         (["eval", "fake:8"], 2, "give the shards"),
         (["eval", "run:{tmp}/nothing", "{tmp}/a.tar"], 2, "no card is there"),
+        (["embed"], 2, "Missing argument"),
+        (["embed", "--nonsense"], 2, "--nonsense"),
         (["train", "{tmp}/nothing.yaml", "--out", "{tmp}/run"], 2, "nothing.yaml"),
     ],
 )

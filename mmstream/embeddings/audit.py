@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from mmstream.errors import ExitCode, UsageError
-from mmstream.schema import ChunkRecord, Manifest, ShardRecord
+from mmstream.schema import CATALOG, ChunkRecord, Manifest, ShardRecord
 from mmstream.storage.files import absolute, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
 READ_THREADS = 8
+_BUILD = ("mmstream", "index", "build")
 
 
 class Difference(BaseModel):
@@ -108,7 +110,7 @@ class _Audit:
             rejects=dict(sorted(self.rejects.items())),
             damaged=self.damaged,
             differences=self.differences,
-            next=[] if self.differences else [f"mmstream index build {self.root} {self.root}-index"],
+            next=[] if self.differences else [shlex.join([*_BUILD, self.root, f"{self.root}-index"])],
         )
 
     def _manifest(self) -> Manifest:
@@ -128,7 +130,11 @@ class _Audit:
         data = read_bytes(join(self.root, manifest.catalog))
         if (found := hashlib.sha256(data).hexdigest()) != manifest.catalog_sha256:
             self.differ("SHA-256 of the catalog", manifest.catalog_sha256, found)
-        return pq.read_table(io.BytesIO(data))
+        try:
+            return pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as e:
+            self.differ("catalog", "Parquet", str(e))
+            return CATALOG.empty_table()
 
     def _shard_records(self) -> dict[int, ShardRecord]:
         latest: dict[int, tuple[int, str]] = {}

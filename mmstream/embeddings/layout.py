@@ -110,10 +110,22 @@ def _read_all(record: type[R], urls: Iterable[str]) -> list[R]:
 
 
 def fold(chunks: dict[int, ChunkRecord]) -> ShardRecord | None:
-    """The record of a shard whose chunks are all there, from 0 to the one with `end`; None where some are missing."""
+    """The record of a shard whose chunks are all there, from 0 to the one with `end`; None where some are missing.
+
+    Raises:
+        RefusedError: the chunks do not adjoin.
+    """
     ordered = [chunks[n] for n in sorted(chunks)]
     if not ordered or not ordered[-1].end or len(ordered) != ordered[-1].chunk + 1:
         return None
+    next_row = 0
+    for record in ordered:
+        if record.first_row != next_row or (record.end and record is not ordered[-1]):
+            raise RefusedError(
+                f"shard {record.shard} chunk {record.chunk}: begins at row {record.first_row}, the chunk before ends "
+                f"at {next_row}: two attempts saw different bytes. Embed into a new folder."
+            )
+        next_row += record.num_samples
     rejects: dict[str, int] = {}
     for record in ordered:
         for reason, n in record.num_rejects.items():

@@ -70,7 +70,14 @@ class EmbeddingSet:
 
     @cached_property
     def shards(self) -> list[ShardRecord]:
-        return [record for _, record in sorted(read_records(self.url)[0].items())]
+        records = [record for _, record in sorted(read_records(self.url)[0].items())]
+        totals = self.manifest.totals
+        if totals is not None and (len(records), sum(r.num_rows for r in records)) != (totals.shards, totals.rows):
+            raise DifferencesError(
+                f"{self.url}: records of {len(records)} shards are there, the manifest says {totals.shards} with "
+                f"{totals.rows:,} rows. Something was lost; `mmstream audit {self.url}` names it."
+            )
+        return records
 
     @property
     def num_rows(self) -> int:

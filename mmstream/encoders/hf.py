@@ -64,7 +64,7 @@ class HfEncoder(Encoder):
             {
                 "weights": [_sha256(f) for f in sorted(folder.glob("*.safetensors"))],
                 "config": {k: v for k, v in config.items() if k not in _VOLATILE},
-                "tokenizer": _tokenizer_hash(folder),
+                "tokenizer": self._tokenizer_hash,
                 "text_length": self.text_length,
                 "preprocessing": asdict(self.preprocessing),
                 "dimension": self.dimension,
@@ -79,6 +79,7 @@ class HfEncoder(Encoder):
         try:
             module: Any = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer_hash = _tokenizer_hash(self._tokenizer)
         except (OSError, ValueError, KeyError, RuntimeError) as e:
             raise UsageError(f"{spec}: the model cannot be loaded: {str(e).splitlines()[0][:300]}") from e
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -197,10 +198,11 @@ def _json(path: Path, spec: str) -> dict[str, Any]:
         raise UsageError(f"{spec}: {path} is not JSON ({e}).") from e
 
 
-def _tokenizer_hash(folder: Path) -> list[str]:
-    whole = folder / "tokenizer.json"
-    names = ["tokenizer.json"] if whole.exists() else ["vocab.json", "merges.txt", "vocab.txt", "spiece.model"]
-    return [_sha256(folder / name) for name in names if (folder / name).exists()]
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of what the loaded tokenizer does, whichever of a folder's files say so."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    about = [tokenizer.backend_tokenizer.to_str(), tokenizer.padding_side, tokenizer.pad_token_id, special]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

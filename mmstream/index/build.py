@@ -7,6 +7,7 @@ For now every index is Flat, which is exact: half a million vectors of 512 dimen
 from __future__ import annotations
 
 import io
+import shlex
 import time
 
 import faiss
@@ -70,7 +71,7 @@ def build_index(
         factory=FACTORY,
         bytes=sum(f.bytes for f in version.manifest.files.values()),
         seconds=round(time.perf_counter() - started, 3),
-        next=[f'mmstream search {index_url} "a few words" -k 10 --html hits.html'],
+        next=[shlex.join(["mmstream", "search", index_url, "a few words", "-k", "10", "--html", "hits.html"])],
     )
 
 

@@ -30,12 +30,22 @@ def clean(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
     Raises:
         Rejected: `caption`, where nothing is left or the text has more than `max_characters`.
     """
+    if not _encodable(text):
+        raise Rejected(Reason.CAPTION, "caption with lone surrogates, which are no text")
     if len(text) > max_characters:
         raise Rejected(Reason.CAPTION, f"caption of {len(text):,} characters, the limit is {max_characters:,}")
     cleaned = _SPACE.sub(" ", _CONTROL.sub("", unicodedata.normalize("NFC", text))).strip()
     if not cleaned:
         raise Rejected(Reason.CAPTION, "empty caption" if not text.strip() else "caption of control characters only")
     return cleaned
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Tokenizer:

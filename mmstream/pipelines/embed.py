@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shlex
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,14 +33,15 @@ from mmstream.pipelines.ledger import Ledger
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS, ShardTask, chunks_of, from_row
-from mmstream.schema import ChunkRecord, Manifest
+from mmstream.schema import METADATA, ChunkRecord, Manifest
 from mmstream.shards.catalog import build_catalog, check_same, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import absolute, join, read_bytes
 from mmstream.telemetry import Progress, Report, Stopwatch, slowest, stderr
 
 _LIBRARIES = ("mmstream", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
-_SETTINGS = ("format", "fingerprint", "dimension", "modalities", "normalized", "micro_batch", "fields", "limit")
+_SETTINGS = ("format", "fingerprint", "dimension", "modalities", "normalized", "fields", "limit")
+_SAME_CHUNKS = ("chunk_rows", "chunk_bytes")  # of another release: its records have other boundaries
 
 
 class DamagedShard(BaseModel):
@@ -172,6 +174,7 @@ def embed(
         UnreachableError: a store does not answer.
     """
     start, dest = time.monotonic(), absolute(dest)
+    _check_fields(fields)
     catalog = limited(build_catalog(source), limit)
     encoder = load_encoder(model)
     number, manifest = _begin(dest, catalog, encoder, tuple(fields), limit)
@@ -189,6 +192,13 @@ def embed(
     return _report(dest, manifest, ledger, catalog, time.monotonic() - start, slowest(seconds))
 
 
+def _check_fields(fields: Sequence[str]) -> None:
+    taken = [f for f in fields if f in METADATA.names or f == "similarity" or f.endswith("_embedding")]
+    if taken or len(set(fields)) < len(fields):
+        what = f"{taken[0]} is a column already" if taken else "a name is given twice"
+        raise UsageError(f"--field {' --field '.join(fields)}: {what}. A row has {', '.join(METADATA.names)} anyway.")
+
+
 def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
     """The catalog cut to the first shards that hold `limit` samples; the last of them has `max_rows`."""
     if limit is None:
@@ -199,7 +209,8 @@ def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
     for entry in catalog.to_pylist():
         task = ShardTask(entry["shard"], entry["url"], entry["bytes"], entry["etag"], max_rows=left)
         rows = sum(chunk.num_samples for chunk in chunks_of(task))
-        kept.append({**entry, "max_rows": min(rows, left)})
+        # A shard that is taken whole keeps no bound: behind one, damage at its end would go unseen.
+        kept.append({**entry, "max_rows": left if rows >= left else None})
         left -= rows
         if left <= 0:
             break
@@ -213,21 +224,26 @@ def _begin(
     found = latest_manifest(dest)
     if found is None:
         manifest = _first_manifest(dest, catalog, encoder, fields, limit)
-        put_if_absent(join(dest, manifest.catalog), to_parquet(catalog))
+        if not put_if_absent(join(dest, manifest.catalog), to_parquet(catalog)):
+            check_same(_stored_catalog(dest, manifest), catalog, dest)  # a run that was killed here began the set
         _publish_manifest(dest, 0, manifest)
         found = latest_manifest(dest)
         assert found is not None
     number, stored, _ = found
     ours = _first_manifest(dest, catalog, encoder, fields, limit, single_writer=stored.single_writer)
-    for name in _SETTINGS:
+    for name in (*_SETTINGS, *_SAME_CHUNKS):
         before, now = getattr(stored, name), getattr(ours, name)
         if before != now:
             raise RefusedError(
                 f"{dest}: {name} differs: the set was begun with {before} ({stored.encoder}) and is asked for with "
                 f"{now} ({encoder.spec}). Use the same settings to go on, or another folder for a new set."
             )
-    check_same(pq.read_table(io.BytesIO(read_bytes(join(dest, stored.catalog)))), catalog, dest)
+    check_same(_stored_catalog(dest, stored), catalog, dest)
     return number, stored
+
+
+def _stored_catalog(dest: str, manifest: Manifest) -> pa.Table:
+    return pq.read_table(io.BytesIO(read_bytes(join(dest, manifest.catalog))))
 
 
 def _first_manifest(
@@ -359,5 +375,8 @@ def _report(
         already_finished=already,
         model=manifest.encoder,
         fingerprint=manifest.fingerprint,
-        next=[f"mmstream audit {dest}", f"mmstream index build {dest} {dest}-index"],
+        next=[
+            shlex.join(["mmstream", "audit", dest]),
+            shlex.join(["mmstream", "index", "build", dest, f"{dest}-index"]),
+        ],
     )

@@ -126,10 +126,19 @@ def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
 
 
 def _as_text(value: Any) -> str | None:
-    """A JSON value as it is stored beside a vector."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    """A JSON value as it is stored beside a vector.
+
+    Raises:
+        Rejected: `metadata`, it holds lone surrogates, which JSON can write and no text can hold.
+    """
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise Rejected(Reason.METADATA, f"a JSON value with lone surrogates: {e.reason}") from e
+    return text
 
 
 def _reject(shard: int, row: int, key: str | None, offset: int, reason: str, detail: str) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from mmstream.errors import Rejected
-from mmstream.schema import SAMPLE, Damage
+from mmstream.errors import RefusedError, Rejected
+from mmstream.schema import SAMPLE, Damage, sample_id
 from mmstream.shards.group import Chunk, read_chunks
 from mmstream.storage.files import RangeReader
 
@@ -98,10 +98,19 @@ class ShardSource(Datasource):
 
 
 def chunks_of(task: ShardTask) -> Iterator[Chunk]:
-    """The chunks of a shard. One that is gone or has changed gives a single empty chunk that says so."""
+    """The chunks of a shard. One that is gone or has changed gives a single empty chunk that says so.
+
+    Raises:
+        RefusedError: it is gone or has changed since a part of it was read, in an earlier run or epoch.
+        UnreachableError: the store does not answer.
+    """
     try:
         reader = RangeReader(task.url, bytes=task.bytes, etag=task.etag)
     except Rejected as e:
+        if task.skip or task.epoch:
+            raise RefusedError(
+                f"{task.url}: {e.detail}, though part of it was read before. Restore it, or start in a new folder."
+            ) from e
         yield Chunk(
             shard=task.shard,
             number=0,
@@ -132,9 +141,14 @@ def read_rows(task: ShardTask) -> Iterator[pa.Table]:
 
 
 def read_samples(task: ShardTask, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The shard as ordinary tables of samples."""
+    """The shard as ordinary tables of samples; where it broke, one more row without a key says so."""
     for chunk in chunks_of(task):
         yield chunk.table.select(columns or SAMPLE.names)
+        if chunk.damage:
+            row = chunk.first_row + chunk.num_samples
+            rest = {"id": sample_id(task.shard, row), "shard": task.shard, "row": row}
+            damage = {"offset": chunk.damage.offset, "reason": chunk.damage.reason, "detail": chunk.damage.detail}
+            yield pa.Table.from_pylist([{**rest, **damage}], schema=SAMPLE).select(columns or SAMPLE.names)
 
 
 def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:

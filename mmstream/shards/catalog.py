@@ -24,6 +24,7 @@ from mmstream.storage.files import (
     glob_files,
     info,
     is_folder,
+    is_local,
     list_files,
     read_bytes,
 )
@@ -60,12 +61,12 @@ def _expand(pattern: str) -> list[FileInfo]:
     shards: list[FileInfo] = []
     for url in _braces(pattern):
         url = absolute(url)
-        if any(c in url for c in "*?["):
+        if any(c in url for c in "*?[") and not (is_local(url) and exists(url)):
             shards += [f for f in glob_files(url) if not _is_aside(f.url)]
-        elif url.endswith(".tar"):
-            shards.append(info(url))
+        elif url.endswith(".tar") and not is_local(url):
+            shards.append(info(url))  # without asking for a folder first: over http that would read the shard
         elif is_folder(url):
-            shards += [f for f in list_files(url) if f.url.endswith(".tar")]
+            shards += [f for f in list_files(url) if f.url.endswith(".tar") and not _is_aside(f.url)]
         else:
             shards.append(info(url))
     if not shards:

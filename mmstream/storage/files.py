@@ -90,7 +90,7 @@ def absolute(url: str) -> str:
     """
     _check_scheme(url)
     if is_local(url):
-        return str(Path(url.removeprefix("file://")).expanduser().absolute())
+        return os.path.normpath(Path(url.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
     return url.rstrip("/")
 
 
@@ -220,7 +220,9 @@ def _file_info(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> FileInfo
     if isinstance(fs, LocalFileSystem):
         return FileInfo(name, entry["size"], str(int(entry["mtime"] * 1e6)))
     etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash") or entry.get("created") or ""
-    return FileInfo(fs.unstrip_protocol(name), entry["size"] or 0, str(etag).strip('"'))
+    if entry["size"] is None:
+        raise UnreachableError(f"{name}: the server does not say how large it is, so a cut could not be told.")
+    return FileInfo(fs.unstrip_protocol(name), entry["size"], str(etag).strip('"'))
 
 
 class RangeReader:
@@ -296,7 +298,10 @@ class RangeReader:
 
     def _fetch(self, start: int) -> memoryview:
         length = min(self._block_bytes, self.size - start)
-        return memoryview(_repeated(lambda: self._fetch_once(start, length), self.url))
+        try:
+            return memoryview(_repeated(lambda: self._fetch_once(start, length), self.url))
+        except FileNotFoundError:
+            raise Rejected(Reason.UNREADABLE, f"{self.url} went away at byte {start:,}") from None
 
     def _fetch_once(self, start: int, length: int) -> bytes:
         if self._file:

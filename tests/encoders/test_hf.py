@@ -98,8 +98,10 @@ def test_the_fingerprint_follows_weights_preprocessing_and_tokenizer_and_nothing
     words = copy("words")
     tokenizer = words / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace('"map"', '"plan"'))
-    others = [mean, words, save_clip(tmp_path / "weights", seed=7)]
-    assert len({original, *(load_encoder(f"hf:{f}").fingerprint for f in others)}) == 4
+    pad = copy("pad")
+    edit(pad / "tokenizer_config.json", pad_token="a")
+    others = [mean, words, pad, save_clip(tmp_path / "weights", seed=7)]
+    assert len({original, *(load_encoder(f"hf:{f}").fingerprint for f in others)}) == 5
 
 
 def edit(path: Path, **values: object) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from mmstream.embeddings.layout import read_records
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.build import load_encoder
-from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
+from mmstream.errors import DifferencesError, RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of, from_row, to_row
@@ -207,6 +209,47 @@ def test_a_damaged_shard_keeps_its_good_rows_and_says_where_it_broke(folder: Pat
         mm.embed(str(tmp_path), str(tmp_path / "emb2"), model="fake:8")
 
 
+def test_a_limit_does_not_hide_damage(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "00002.tar").read_bytes()
+    broken = bytearray(whole)
+    broken[whole.index(b"001250.png") + 3] ^= 4
+    (tmp_path / "a.tar").write_bytes(broken)
+    (tmp_path / "b.tar").write_bytes(whole)
+    report = mm.embed(str(tmp_path), str(tmp_path / "emb"), model="fake:8", limit=90, max_rejects=1.0)
+    assert report.rows == 90
+    assert report.rejects == {"tar_header": 1}
+    assert [d.shard for d in report.damaged] == [0]
+
+
+def test_text_that_no_file_can_hold_is_a_reject_and_not_the_end_of_the_run(tmp_path: Path) -> None:
+    files = [*sample(0), *sample(1), *sample(2)]
+    files[2] = ("000000.json", b'{"url": "http://a/\\ud800"}')
+    files[4:6] = [("000001.json", b'{"caption": "\\ud800"}')]
+    (tmp_path / "a.tar").write_bytes(make_tar(files))
+    report = mm.embed(str(tmp_path / "a.tar"), str(tmp_path / "emb"), model="fake:8", max_rejects=1.0)
+    assert (report.rows, report.rejects) == (1, {"caption": 1, "metadata": 1})
+
+
+def test_fields_that_are_columns_already_are_refused_before_anything_starts(folder: Path, tmp_path: Path) -> None:
+    for fields in (["url"], ["x", "x"], ["image_embedding"]):
+        with pytest.raises(UsageError, match="A row has id, shard"):
+            mm.embed(str(folder), str(tmp_path / "emb"), model="fake:8", fields=fields)
+    assert not (tmp_path / "emb").exists()
+
+
+def test_a_set_that_lost_a_record_is_not_read_as_if_it_were_whole(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed, tmp_path / "emb")
+    (tmp_path / "emb" / "commits" / "000001.0.json").unlink()
+    with pytest.raises(DifferencesError, match="records of 2 shards are there, the manifest says 3"):
+        mm.build_index(str(tmp_path / "emb"), str(tmp_path / "index"))
+
+
+def test_a_shard_that_changes_between_two_runs_is_refused_and_not_mixed(folder: Path, tmp_path: Path) -> None:
+    task = replace(shard_tasks(build_catalog(str(folder)))[0], etag="another", skip=frozenset({1}))
+    with pytest.raises(RefusedError, match="part of it was read before"):
+        list(chunks_of(task))
+
+
 def test_shards_without_a_sample_are_an_error_that_says_why(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(UsageError, match=r"no shard gave a sample \(the first: not_tar"):
@@ -217,7 +260,16 @@ def test_read_webdataset_yields_ordinary_samples(folder: Path) -> None:
     dataset = mm.read_webdataset(str(folder), columns=["id", "key", "text", "reason"])
     rows = sorted(dataset.take_all(), key=lambda r: r["id"])
     assert [r["key"] for r in rows] == [f"{i:06}" for i in range(1300)]
+    assert all(r["reason"] is None for r in rows)
     assert rows[7] == {"id": 7, "key": "000007", "text": "picture number 7", "reason": None}
+
+
+def test_read_webdataset_says_where_a_shard_broke(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "00002.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: whole.index(b"001250.png") + 700])
+    rows = sorted(mm.read_webdataset(str(tmp_path / "a.tar")).take_all(), key=lambda r: r["row"])
+    assert [r["row"] for r in rows] == list(range(len(rows)))
+    assert [(r["key"], r["reason"]) for r in rows[-1:]] == [(None, "tar_truncated")]
 
 
 def test_objects_are_parquet_that_anyone_can_read(undisturbed: Path) -> None:

@@ -60,3 +60,13 @@ def test_other_shards_or_contents_are_refused_and_the_field_is_named(folder: Pat
 def test_the_stats_beside_a_shard_are_read(folder: Path) -> None:
     assert known_successes(f"{folder}/b/00000.tar") == 4
     assert known_successes(f"{folder}/b/00001.tar") is None
+
+
+def test_odd_names_are_names(tmp_path: Path) -> None:
+    odd = tmp_path / "ü [x] y"
+    (odd / "folder.tar").mkdir(parents=True)
+    for name in ("a.tar", "._a.tar", "folder.tar/b.tar"):
+        (odd / name).write_bytes(b"x")
+    assert names(odd, str(odd)) == ["a.tar", "folder.tar/b.tar"]
+    assert names(odd, str(odd / "folder.tar")) == ["folder.tar/b.tar"]
+    assert names(odd, [str(odd / "a.tar"), f"file://{odd}/folder.tar/../a.tar"]) == ["a.tar"]
