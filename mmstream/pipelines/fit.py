@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 import tempfile
 import threading
 from collections import Counter
@@ -39,11 +40,12 @@ from mmstream.pipelines.evaluate import evaluate
 from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
 from mmstream.pipelines.resources import cores, our_errors, start_ray, streaming_context
 from mmstream.pipelines.survey import Survey, surveyed
+from mmstream.schema import REJECT
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import absolute, exists, is_local, join, list_files, open_fs, read_bytes, write_bytes
 from mmstream.telemetry import Progress, Report
-from mmstream.train.checkpoint import CheckpointRecord, latest_record, load_latest
+from mmstream.train.checkpoint import CheckpointRecord, finished_epochs, latest_record, load_latest
 from mmstream.train.data import Batch
 from mmstream.train.log import read_metrics
 from mmstream.train.loop import Loop, train_loop
@@ -120,8 +122,10 @@ def train(
     _claim(run, wanted)
     catalog = limited(build_catalog(wanted.data.train), limit)
     before = latest_record(run)
-    if before and before.finished_epochs and before.finished_epochs >= wanted.epochs:
-        return _report(run, wanted, before, Survey.read(run), already=True)
+    if before and finished_epochs(run) >= wanted.epochs:
+        if exists(join(run, "card", "config.json")):
+            return _report(run, wanted, before, Survey.read(run), already=True)
+        return _completed(run, wanted, Survey.read(run), evaluated)  # killed between the last step and the card
     start_ray()
     with our_errors():
         survey = surveyed(run, catalog, wanted)
@@ -132,12 +136,19 @@ def train(
                 f"batch of {wanted.batch_size:,}. Give more shards or a smaller batch_size."
             )
         _fit(run, wanted, catalog, survey, steps, before)
-    after = _finished(run, wanted)
-    _publish(run, wanted, survey.tokenizer)
+    return _completed(run, wanted, survey, evaluated)
+
+
+def _completed(run: str, recipe: Recipe, survey: Survey, evaluated: bool) -> TrainReport:
+    """What is left to do when the last checkpoint is there: card, figures, and retrieval where the recipe asks."""
+    record = latest_record(run)
+    if record is None or finished_epochs(run) < recipe.epochs:
+        raise MmstreamError(f"{run}: the ranks ended without a last checkpoint. Run the same command again to go on.")
+    _publish(run, recipe, survey.tokenizer)
     retrieval = None
-    if wanted.data.eval and evaluated:
-        retrieval = evaluate(f"run:{run}", wanted.data.eval).retrieval
-    return _report(run, wanted, after, survey, retrieval=retrieval)
+    if recipe.data.eval and evaluated:
+        retrieval = evaluate(f"run:{run}", recipe.data.eval).retrieval
+    return _report(run, recipe, record, survey, retrieval=retrieval)
 
 
 def _claim(run: str, recipe: Recipe) -> None:
@@ -261,13 +272,6 @@ def _storage(run: str) -> Generator[dict[str, Any]]:
         yield {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
-def _finished(run: str, recipe: Recipe) -> CheckpointRecord:
-    record = latest_record(run)
-    if record is None or record.finished_epochs != recipe.epochs:
-        raise UsageError(f"{run}: the ranks ended without a last checkpoint. Run the same command again to go on.")
-    return record
-
-
 def _publish(run: str, recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Card and figures, from the last checkpoint."""
     checkpoint = load_latest(run)
@@ -282,12 +286,15 @@ def _publish(run: str, recipe: Recipe, tokenizer: Tokenizer) -> None:
         write_bytes(join(run, "figures", "loss.png"), figure)
 
 
-def _num_rejects(run: str) -> dict[str, int]:
-    reasons: Counter[str] = Counter()
-    for file in list_files(join(run, "rejects")):
-        table = pq.read_table(io.BytesIO(read_bytes(file.url)), columns=["reason"])
-        reasons.update(table["reason"].to_pylist())
-    return dict(sorted(reasons.items()))
+def _rejects(run: str) -> pa.Table:
+    """All reject rows of the run. What a killed write left beside them has another name and is not read."""
+    names = [f.url for f in list_files(join(run, "rejects"))]
+    tables = [
+        pq.read_table(io.BytesIO(read_bytes(url)))
+        for url in names
+        if url.endswith(".parquet") and not url.rsplit("/", 1)[1].startswith(".")
+    ]
+    return pa.concat_tables(tables) if tables else REJECT.empty_table()
 
 
 def _report(
@@ -302,10 +309,10 @@ def _report(
     rows = read_metrics(run)
     rates = [row["samples_per_second"] for row in rows[1:]]
     rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
-    rejects = _num_rejects(run)
-    usable = survey.num_rows - sum(n for reason, n in rejects.items())
+    rejects = _rejects(run)
+    usable = survey.num_rows - (rejects.num_rows - rejects["key"].null_count)  # without a key: a shard's unknown rest
     shards = recipe.data.eval or recipe.data.train
-    source = shards if isinstance(shards, str) else " ".join(shards)
+    source = [shards] if isinstance(shards, str) else shards
     return TrainReport(
         run=run,
         card=join(run, "card"),
@@ -313,11 +320,14 @@ def _report(
         samples=record.samples,
         leftover=max(0, usable * recipe.epochs - record.samples),
         batch_size=recipe.batch_size,
-        rejects=rejects,
+        rejects=dict(sorted(Counter(rejects["reason"].to_pylist()).items())),
         loss=rows[-1]["loss"] if rows else None,
         seconds=round(record.samples / rate, 1) if rate else 0.0,
         samples_per_second=round(rate, 1),
         retrieval=retrieval,
         already_finished=already,
-        next=[f"mmstream embed {source} {run}-emb --model run:{run}", f"mmstream eval run:{run} {source}"],
+        next=[
+            shlex.join(["mmstream", "embed", *source, f"{run}-emb", "--model", f"run:{run}"]),
+            shlex.join(["mmstream", "eval", f"run:{run}", *source]),
+        ],
     )

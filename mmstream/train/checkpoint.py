@@ -3,7 +3,7 @@
 `RUN/checkpoints/<step>/`: `model.safetensors`, `optim.safetensors`, `record.json`. The record names both files with
 their SHA-256 and is published by put-if-absent when they are there. A folder without a record, or whose files are not
 what the record says, does not count. A record says how many steps were taken; the stream of batches is a function of
-the recipe, so that is the position in it.
+the recipe, so that is the position in it. `RUN/finished/<epochs>.json` says that so many epochs were done.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ FORMAT = "mmstream-checkpoint/1"
 
 
 class CheckpointRecord(Record):
-    """`finished_epochs` is set when the recipe's epochs were all done; `recipe` is the recipe's identity."""
+    """`recipe` is the recipe's identity."""
 
     format: str = FORMAT
     step: int
     samples: int
     recipe: str
-    finished_epochs: int | None
     files: dict[str, StoredObject]
 
 
@@ -53,7 +52,6 @@ def save_checkpoint(
     recipe: str,
     model: dict[str, Tensor],
     optim: dict[str, Tensor],
-    finished_epochs: int | None = None,
 ) -> None:
     """Publishes the state after `step` steps. To be called by one rank; nothing happens where it is published."""
     where = folder(run, step)
@@ -65,8 +63,19 @@ def save_checkpoint(
         path = f"{name}.safetensors"
         write_bytes(join(where, path), data)
         files[name] = StoredObject(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    record = CheckpointRecord(step=step, samples=samples, recipe=recipe, finished_epochs=finished_epochs, files=files)
+    record = CheckpointRecord(step=step, samples=samples, recipe=recipe, files=files)
     put_if_absent(join(where, "record.json"), record.to_bytes())
+
+
+def mark_finished(run: str, epochs: int) -> None:
+    """To be called by one rank when the last checkpoint is published."""
+    put_if_absent(join(run, "finished", f"{epochs}.json"), b"{}\n")
+
+
+def finished_epochs(run: str) -> int:
+    """How many epochs the run has done to their end; 0 where none were."""
+    names = [f.url.rsplit("/", 1)[1] for f in list_files(join(run, "finished"))]
+    return max((int(n.removesuffix(".json")) for n in names if n.removesuffix(".json").isdecimal()), default=0)
 
 
 def latest_record(run: str) -> CheckpointRecord | None:

@@ -92,10 +92,10 @@ def captions_of(sample: dict[str, Any], field: str | None) -> list[str]:
     """
     if sample["reason"]:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
-    about = _about(sample["json"]) if field or sample["text"] is None else {}
+    about = _about(sample["json"]) if field or not (sample["text"] or "").strip() else {}
     listed = about.get(field) if field else None
     candidates = listed if isinstance(listed, list) else [sample["text"], about.get("caption")]
-    texts = [c for c in candidates if isinstance(c, str)]
+    texts = [c for c in candidates if isinstance(c, str) and c.strip()]  # a blank caption is an absent one
     if not texts:
         raise Rejected(Reason.MISSING_MEMBER, "no caption, and training needs one")
     captions, problem = [], None

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmstream.errors import MmstreamError
+from mmstream.errors import MmstreamError, UsageError
 from mmstream.models.card import Preprocessing
 from mmstream.models.dual import DualEncoder
-from mmstream.train.checkpoint import Checkpoint, save_checkpoint
+from mmstream.train.checkpoint import Checkpoint, mark_finished, save_checkpoint
 from mmstream.train.data import Batch
 from mmstream.train.gather import check_equal_rows
 from mmstream.train.log import MetricsLog
@@ -34,6 +34,7 @@ from mmstream.train.recipe import Recipe
 
 LOG_EVERY_STEPS = 10
 CHECKPOINT_EVERY_STEPS = 500
+_DIVERGED = "Lower optim.learning_rate or raise optim.warmup and start again in a new folder."
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ def train_loop(loop: Loop, batches: Iterable[Batch], resumed: Checkpoint | None)
     train_step = _Step(recipe, _distributed(model, loop.device), optim, loop.device)
     log = MetricsLog(loop.run, from_step=step) if _rank() == 0 else None
     meter = _Meter()
+    last: tuple[Tensor, float] | None = None
     for batch in meter.timed(batches):
-        loss, rate = train_step(batch, step)
+        last = loss, rate = train_step(batch, step)
         step, samples = step + 1, samples + len(batch) * _world_size()
         meter.add(len(batch) * _world_size())
         if step % loop.log_every == 0:
@@ -85,8 +87,13 @@ def train_loop(loop: Loop, batches: Iterable[Batch], resumed: Checkpoint | None)
         if step % loop.checkpoint_every == 0 and log:
             _save(loop, model, optim, step, samples)
             log.flush()
+    if step == 0:
+        raise UsageError(f"{loop.run}: no usable samples filled a single batch of {recipe.batch_size:,}; see rejects/.")
+    if last is not None and step % loop.log_every:
+        _report(loop, log, meter, step, samples, *last, model)
     if log:
-        _save(loop, model, optim, step, samples, finished_epochs=recipe.epochs)
+        _save(loop, model, optim, step, samples)
+        mark_finished(loop.run, recipe.epochs)
         log.close()
     return Trained(model, step, samples)
 
@@ -160,10 +167,7 @@ def _report(
         dist.all_reduce(mean)
     value = mean.item() / _world_size()
     if not math.isfinite(value):
-        raise MmstreamError(
-            f"{loop.run}: the loss is {value} at step {step}. Lower optim.learning_rate or raise optim.warmup and "
-            "start again in a new folder."
-        )
+        raise MmstreamError(f"{loop.run}: the loss is {value} at step {step}. {_DIVERGED}")
     row = {"step": step, "samples": samples, "loss": value, "lr": rate, "logit_scale": model.log_scale.exp().item()}
     row |= meter.read()
     if log:
@@ -172,9 +176,9 @@ def _report(
             loop.on_metrics(row)
 
 
-def _save(
-    loop: Loop, model: DualEncoder, optim: Optim, step: int, samples: int, finished_epochs: int | None = None
-) -> None:
+def _save(loop: Loop, model: DualEncoder, optim: Optim, step: int, samples: int) -> None:
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise MmstreamError(f"{loop.run}: weights are not finite at step {step}. {_DIVERGED}")
     save_checkpoint(
         loop.run,
         step=step,
@@ -182,7 +186,6 @@ def _save(
         recipe=loop.recipe.identity(),
         model=model.state_dict(),
         optim=optim.state(),
-        finished_epochs=finished_epochs,
     )
 
 

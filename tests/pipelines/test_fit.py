@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_i
     run = tmp_path / "run"
     report = train(recipe, out=str(run))
     assert (report.steps, report.samples, report.leftover) == (11, 264, 270 - 264)
-    assert report.rejects == {"caption": 1, "missing_member": 1, "not_image": 1} and report.retrieval is None
+    assert report.rejects == {"missing_member": 2, "not_image": 1} and report.retrieval is None
     assert {"run", "card", "steps", "samples", "rejects", "next"} <= set(
         report.to_json()
     ) and "retrieval" not in report.to_json()
@@ -138,12 +139,15 @@ def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_i
         "rejects",
         "tensorboard",
     }
-    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [10]
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [10, 11]
     encoder = load_encoder(f"run:{run}")
     assert encoder.encode_text(["a red picture"]).shape == (1, 16)
 
     again = train(recipe, out=str(run))
     assert again.already_finished and (again.steps, again.rejects) == (11, report.rejects)
+    shutil.rmtree(run / "card")  # as a kill between the last step and the card leaves it
+    mended = train(recipe, out=str(run))
+    assert not mended.already_finished and load_encoder(f"run:{run}").fingerprint
     with pytest.raises(RefusedError, match=r"run: optim\.warmup differs: this run was begun with 0\.04 and .* 0\.5"):
         train(recipe, out=str(run), overrides=["optim.warmup=0.5"])
     with pytest.raises(RefusedError, match=r"the shards of .* are not those that this run was begun with"):

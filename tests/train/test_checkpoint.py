@@ -8,10 +8,18 @@ import pytest
 import torch
 
 from mmstream.errors import UsageError
-from mmstream.train.checkpoint import Checkpoint, folder, latest_record, load_latest, save_checkpoint
+from mmstream.train.checkpoint import (
+    Checkpoint,
+    finished_epochs,
+    folder,
+    latest_record,
+    load_latest,
+    mark_finished,
+    save_checkpoint,
+)
 
 
-def save(run: str, step: int, **more) -> None:
+def save(run: str, step: int) -> None:
     save_checkpoint(
         run,
         step=step,
@@ -19,7 +27,6 @@ def save(run: str, step: int, **more) -> None:
         recipe="r",
         model={"w": torch.full((2, 3), float(step)), "n": torch.tensor(step)},
         optim={"0.1.exp_avg": torch.ones(2) * step},
-        **more,
     )
 
 
@@ -38,7 +45,7 @@ def run(tmp_path: Path) -> str:
 
 def test_the_highest_checkpoint_gives_back_all_tensors(run: str):
     found = load_latest(run)
-    assert found and (found.record.step, found.record.samples, found.record.finished_epochs) == (10, 80, None)
+    assert found and (found.record.step, found.record.samples) == (10, 80)
     assert torch.equal(found.model["w"], torch.full((2, 3), 10.0)) and found.model["n"].dtype == torch.int64
     assert found.optim["0.1.exp_avg"].tolist() == [10.0, 10.0]
 
@@ -76,5 +83,13 @@ def test_a_broken_record_is_named(run: str):
 
 def test_checkpoints_lie_in_object_stores_too(s3):
     run = s3.bucket("runs") + "/one"
-    save(run, 3, finished_epochs=2)
-    assert loaded(run).record.finished_epochs == 2
+    save(run, 3)
+    mark_finished(run, 2)
+    assert (loaded(run).record.step, finished_epochs(run)) == (3, 2)
+
+
+def test_a_run_is_finished_when_it_says_so_whatever_checkpoint_its_last_step_had(run: str):
+    assert finished_epochs(run) == 0
+    for epochs in (2, 10, 2):
+        mark_finished(run, epochs)
+    assert finished_epochs(run) == 10

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from ranks import run_on_ranks
 
-from mmstream.errors import MmstreamError
-from mmstream.train.checkpoint import load_latest
+from mmstream.errors import MmstreamError, UsageError
+from mmstream.train.checkpoint import finished_epochs, load_latest
 from mmstream.train.data import Batch
 from mmstream.train.loop import Loop, train_loop
 from mmstream.train.recipe import Recipe
@@ -68,8 +68,9 @@ def test_the_loss_falls_from_chance_and_every_row_of_metrics_says_how_far_it_is(
 def test_the_last_checkpoint_holds_the_trained_model_and_says_that_all_epochs_are_done(tmp_path: Path):
     trained = train_loop(loop(tmp_path), batches(), None)
     found = load_latest(str(tmp_path))
-    assert found and found.record.step == NUM_STEPS and found.record.finished_epochs == 4
+    assert found and found.record.step == NUM_STEPS
     assert found.record.recipe == recipe().identity()
+    assert finished_epochs(str(tmp_path)) == recipe().epochs
     assert all(torch.equal(found.model[name], value) for name, value in trained.model.state_dict().items())
 
 
@@ -90,6 +91,30 @@ def test_a_run_that_was_stopped_and_goes_on_has_the_weights_of_one_that_was_not(
     assert again.step == NUM_STEPS
     assert all(torch.equal(whole[name], value) for name, value in again.model.state_dict().items())
     assert [row["step"] for row in metrics(tmp_path / "cut")] == list(range(2, 26, 2))
+
+
+def test_a_run_whose_last_step_had_a_checkpoint_anyway_is_finished_all_the_same(tmp_path: Path):
+    train_loop(loop(tmp_path, checkpoint_every=NUM_STEPS), batches(), None)
+    assert finished_epochs(str(tmp_path)) == recipe().epochs
+
+
+def test_the_last_step_is_in_the_metrics_however_few_there_were(tmp_path: Path):
+    few = Loop(recipe(), str(tmp_path), NUM_STEPS, torch.device("cpu"), log_every=1000)
+    train_loop(few, batches(), None)
+    assert [row["step"] for row in metrics(tmp_path)] == [NUM_STEPS]
+
+
+def test_a_run_without_a_single_batch_is_an_error_and_no_model(tmp_path: Path):
+    with pytest.raises(UsageError, match="no usable samples filled a single batch"):
+        train_loop(loop(tmp_path), iter(()), None)
+    assert load_latest(str(tmp_path)) is None
+
+
+def test_weights_that_are_not_finite_are_never_published(tmp_path: Path):
+    wild = Loop(recipe("optim.learning_rate=1e38"), str(tmp_path), NUM_STEPS, torch.device("cpu"), log_every=1000)
+    with pytest.raises(MmstreamError, match=r"not finite|the loss is"):
+        train_loop(wild, batches(), None)
+    assert load_latest(str(tmp_path)) is None
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path):
