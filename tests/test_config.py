@@ -48,6 +48,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(written: str, meant: str):
         ("train: [", [], "r.yaml: not YAML"),
         ("just words", [], "r.yaml: holds no keys"),
         ("epochs: 1", [], "r.yaml: the key 'train' is missing; give it in the file or as train=VALUE"),
+        ("trian: a", [], "r.yaml: unknown key 'trian'; the nearest valid key is 'train'"),
         ("train: a\nepochs: many", [], "r.yaml: epochs: .*integer.*'many'"),
         ("train: a", ["epochs"], "override 'epochs': write key=value"),
         ("train: a", ["train.x=1"], "override 'train.x=1': train holds a plain value"),
@@ -80,3 +81,4 @@ def test_a_config_cannot_be_changed_after_it_was_made():
 
 def test_nearest_prefers_the_last_part_of_a_dotted_key():
     assert nearest("warmup", ["epochs", "optim.warmup", "optim.weight_decay"]) == "optim.warmup"
+    assert nearest("decay", ["data", "optim.weight_decay"]) == "optim.weight_decay"

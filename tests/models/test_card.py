@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from mmstream.errors import UsageError
@@ -117,6 +118,15 @@ def test_a_config_that_claims_another_size_than_the_weights_is_refused(url: str)
     config["model"]["image"]["hidden"] = 8192
     path.write_text(json.dumps(config))
     with pytest.raises(UsageError, match="does not fit config"):
+        load_card(url)
+
+
+def test_weights_that_lack_a_tensor_are_refused(url: str):
+    path = Path(url) / "model.safetensors"
+    tensors = safetensors.torch.load(path.read_bytes())
+    del tensors["log_scale"]
+    path.write_bytes(safetensors.torch.save(tensors))
+    with pytest.raises(UsageError, match=r"does not fit config.*log_scale"):
         load_card(url)
 
 
