@@ -7,7 +7,6 @@ figure is counted anew from the objects, so that a mistake in the writer cannot 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shlex
 from collections import Counter
@@ -131,7 +130,7 @@ class _Audit:
         if (found := hashlib.sha256(data).hexdigest()) != manifest.catalog_sha256:
             self.differ("SHA-256 of the catalog", manifest.catalog_sha256, found)
         try:
-            return pq.read_table(io.BytesIO(data))
+            return pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as e:
             self.differ("catalog", "Parquet", str(e))
             return CATALOG.empty_table()
@@ -188,7 +187,7 @@ class _Audit:
             self.differ(f"SHA-256 of {stored.path}", stored.sha256, found, chunk)
             return None
         try:
-            return pq.read_table(io.BytesIO(data), columns=columns)
+            return pq.read_table(pa.BufferReader(data), columns=columns)
         except (pa.ArrowException, OSError) as e:
             self.differ(f"{kind} object {stored.path}", "Parquet", str(e), chunk)
             return None

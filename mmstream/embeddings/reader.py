@@ -6,7 +6,6 @@ Readers follow the records, never a listing of data objects: what a killed attem
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ class EmbeddingSet:
 
     @cached_property
     def catalog(self) -> pa.Table:
-        return pq.read_table(io.BytesIO(read_bytes(join(self.url, self.manifest.catalog))))
+        return pq.read_table(pa.BufferReader(read_bytes(join(self.url, self.manifest.catalog))))
 
     @cached_property
     def shards(self) -> list[ShardRecord]:
@@ -101,10 +100,10 @@ class EmbeddingSet:
                 if following < len(objects):
                     window.append(pool.submit(read_object, self.url, objects[following]))
                 if data is not None:
-                    yield pq.read_table(io.BytesIO(data), columns=columns)
+                    yield pq.read_table(pa.BufferReader(data), columns=columns)
 
     def rejects(self) -> Iterator[pa.Table]:
         """The samples that were set aside, one table of schema.REJECT per chunk that has any."""
         for chunk in self.chunks():
             if chunk.rejects is not None:
-                yield pq.read_table(io.BytesIO(read_object(self.url, chunk.rejects)))
+                yield pq.read_table(pa.BufferReader(read_object(self.url, chunk.rejects)))

@@ -8,7 +8,6 @@ driver sees a few numbers per chunk and never a sample. Run it again after any k
 from __future__ import annotations
 
 import hashlib
-import io
 import shlex
 import time
 import warnings
@@ -243,7 +242,7 @@ def _begin(
 
 
 def _stored_catalog(dest: str, manifest: Manifest) -> pa.Table:
-    return pq.read_table(io.BytesIO(read_bytes(join(dest, manifest.catalog))))
+    return pq.read_table(pa.BufferReader(read_bytes(join(dest, manifest.catalog))))
 
 
 def _first_manifest(

@@ -7,7 +7,6 @@ goes on from the highest valid checkpoint; a finished run says so and does nothi
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import secrets
@@ -290,7 +289,7 @@ def _rejects(run: str) -> pa.Table:
     """All reject rows of the run. What a killed write left beside them has another name and is not read."""
     names = [f.url for f in list_files(join(run, "rejects"))]
     tables = [
-        pq.read_table(io.BytesIO(read_bytes(url)))
+        pq.read_table(pa.BufferReader(read_bytes(url)))
         for url in names
         if url.endswith(".parquet") and not url.rsplit("/", 1)[1].startswith(".")
     ]

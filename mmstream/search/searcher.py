@@ -7,7 +7,6 @@ very encoder that made the stored vectors: the index knows its spec and its fing
 from __future__ import annotations
 
 import dataclasses
-import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,7 +107,7 @@ class Index:
     @cached_property
     def catalog(self) -> pa.Table:
         """The shards that hold the pictures, schema.CATALOG."""
-        return pq.read_table(io.BytesIO(self._version.read(CATALOG)))
+        return pq.read_table(pa.BufferReader(self._version.read(CATALOG)))
 
     @cached_property
     def encoder(self) -> Encoder:
