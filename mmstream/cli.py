@@ -12,6 +12,7 @@ import inspect as introspect
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -93,8 +94,22 @@ def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> in
     except Exception as e:
         if debug:
             traceback.print_exc()
-        hint = "" if debug else " Run again with --debug for the traceback."
-        return _fail(f"unexpected {type(e).__name__}: {str(e).strip()[:500]}.{hint}", ExitCode.UNEXPECTED, as_json)
+        where = "above" if debug else f"in {_kept(traceback.format_exc())}"
+        message = f"unexpected {type(e).__name__}: {_gist(str(e))} (the whole traceback is {where})"
+        return _fail(message, ExitCode.UNEXPECTED, as_json)
+
+
+def _gist(text: str) -> str:
+    """First and last line: errors of Ray are whole tracebacks of a worker, whose last line is the cause."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " … ".join(line[:300] for line in dict.fromkeys([*lines[:1], *lines[-1:]]))
+
+
+def _kept(text: str) -> str:
+    """Path of a new file with `text`: an hour of work is not to be run again for its traceback."""
+    with tempfile.NamedTemporaryFile("w", prefix="mmstream-", suffix=".log", delete=False) as file:
+        file.write(text)
+    return file.name
 
 
 def _fail(message: str, code: ExitCode, as_json: bool) -> int:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from tars import make_tar
 
+from mmstream.cli import _run
+from mmstream.errors import ExitCode
+
 VERBS = ["demo", "doctor", "inspect", "embed", "audit", "train", "eval", "search"]
 
 
@@ -113,3 +116,20 @@ def test_doctor_tries_a_folder_and_says_what_it_found(tmp_path: Path) -> None:
     assert {"python", "cores", "memory", "torch", "faiss", "gpu", "ray"} <= set(checks)
     assert checks[f"write {tmp_path}"]["found"] == "writable, honours put-if-absent"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_error_says_its_cause_and_where_its_traceback_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def call() -> None:
+        raise RuntimeError(
+            "\x1b[36mray::Task()\x1b[39m\n  File 'a.py', line 1\n" + 900 * "noise\n" + "OSError: disk full\n"
+        )
+
+    assert _run(call, as_json=True, debug=False, quiet=True) == ExitCode.UNEXPECTED
+    out, err = capsys.readouterr()
+    message = json.loads(out)["error"]
+    assert "OSError: disk full" in message
+    assert "noise" not in message
+    path = Path(message.removesuffix(")").rsplit(" ", 1)[1])
+    assert "noise" in path.read_text()
+    path.unlink()
+    assert err.strip().splitlines()[-1] == f"mmstream: {message}"
