@@ -146,7 +146,7 @@ def synth_scenes(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
 ) -> Any:
     """Rendered scenes of shapes with captions, as WebDataset tars."""
-    from mmstream.demo.scenes import write_scenes
+    from mmstream.demo.scene_shards import write_scenes
 
     return write_scenes(dest, num_train=train, num_test=test, num_unseen=unseen, seed=seed)
 

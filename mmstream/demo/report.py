@@ -214,7 +214,7 @@ def _relations(swapped: Swapped) -> str:
 def _verdict(accuracy: float, low: float, high: float) -> str:
     if low <= 0.5 <= high:
         return (
-            f"{accuracy:.3f} is at chance. Two minutes of training teach which objects are in a picture, not where "
+            f"{accuracy:.3f} is at chance. So short a training teaches which objects are in a picture, not where "
             "they stand: a good R@1 proves nothing about relations."
         )
     if low > 0.5:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.demo.report import Answer, DemoReport, Stage, Swapped, write_report
-from mmstream.demo.scenes import write_scenes
+from mmstream.demo.scene_shards import write_scenes
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import UsageError

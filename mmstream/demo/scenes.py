@@ -1,9 +1,8 @@
-"""Made data whose answers are known: pictures of one to three coloured shapes, each with captions that are true of it.
+"""Made scenes whose answers are known: one to three coloured shapes, and captions that are true of them.
 
-A seed goes in; WebDataset tars come out (`train/*.tar`, `test/*.tar`, samples `KEY.jpg KEY.txt KEY.json`), the same
-bytes for the same seed. A caption names every object of its scene, with a relation or a place, and may still be true of
-other scenes: `fits` counts them, and the mean of 1 / fits bounds what a perfect model can reach at R@1. One shape of
-each colour never occurs in training: scenes of the test set that show such a pair are marked `unseen_pair`.
+A random generator goes in; a `Scene` comes out, and a picture of it. A caption names every object of its scene, with a
+relation or a place, and may still be true of other scenes: `fits` says of which. One shape of each colour is held out
+from training; a scene that shows such a pair is an `unseen_pair`.
 
 A relation holds if the centres differ by more than `RELATION_PX` on its axis. A caption fits a scene in the closed
 sense: the scene has these objects and no others, and under some assignment every size that is named, every relation and
@@ -12,27 +11,17 @@ the place are true.
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
-from multiprocessing import get_context
 from random import Random
 
 from PIL import Image, ImageDraw
 
-from mmstream.storage.files import join
-from mmstream.telemetry import Report
-
 SIZE_PX, SCALE = 64, 2
 RELATION_PX = 10
 NUM_PHRASINGS = 4
-SHARD_SAMPLES = 1_000
 
 COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
     "red": ((215, 35, 40), ("red",)),
@@ -105,30 +94,6 @@ class Scene:
     @property
     def unseen_pair(self) -> bool:
         return any(HELD_OUT[t.colour] == t.shape for t in self.things)
-
-
-class ScenesReport(Report):
-    dest: str
-    num_train: int
-    num_test: int
-    num_unseen: int
-    shards: int
-    ceiling: float  # mean of 1 / fits over the test scenes of seen pairs
-    ceiling_unseen_pairs: float
-
-    def title(self) -> str:
-        return "scenes"
-
-    def lines(self) -> list[tuple[str, str]]:
-        return [
-            ("to train on", f"{self.num_train:,} scenes"),
-            ("to test with", f"{self.num_test:,} scenes, a perfect model reaches R@1 = {self.ceiling:.3f}"),
-            (
-                "unseen pairs",
-                f"{self.num_unseen:,} scenes, a perfect model reaches R@1 = {self.ceiling_unseen_pairs:.3f}",
-            ),
-            ("where", f"{self.dest}, {self.shards} shards"),
-        ]
 
 
 # --- what is there -----------------------------------------------------------------------------------------------
@@ -310,116 +275,3 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "heart": _heart(),
     "moon": _moon(),
 }
-
-
-# --- shards ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One shard to be: scenes `start .. start + count - 1` of a kind."""
-
-    url: str
-    seed: int
-    kind: str  # train, seen or unseen
-    start: int
-    count: int
-
-    def rng(self, index: int) -> Random:
-        return Random(f"{self.seed}/{self.kind}/{index}")
-
-
-def count_fits(scenes: Sequence[Scene]) -> list[int]:
-    """For each scene: in how many of `scenes` its first caption is true. At least 1, its own."""
-    alike: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)
-    for n, scene in enumerate(scenes):
-        alike[tuple(sorted((t.colour, t.shape) for t in scene.things))].append(n)
-    counts = [0] * len(scenes)
-    for group in alike.values():
-        for n in group:
-            counts[n] = sum(fits(scenes[n].claim, scenes[m].things) for m in group)
-    return counts
-
-
-def write_scenes(
-    dest: str,
-    *,
-    num_train: int = 20_000,
-    num_test: int = 1_000,
-    num_unseen: int = 1_000,
-    seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ScenesReport:
-    """Writes `dest/train/*.tar` and `dest/test/*.tar`; `on_progress(done, total)` counts scenes.
-
-    The test set holds `num_test` scenes of pairs that training shows and `num_unseen` scenes with a held-out pair; no
-    caption of the one kind fits a scene of the other. Works on as many processes as there are cores.
-    """
-    train = _parts(join(dest, "train"), seed, {"train": num_train})
-    test = _parts(join(dest, "test"), seed, {"seen": num_test, "unseen": num_unseen})
-    total, done = num_train + num_test + num_unseen, 0
-    ceilings: dict[str, list[float]] = {"train": [], "seen": [], "unseen": []}
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
-        for parts in (train, test):
-            scenes = list(pool.map(_scenes_of, parts))
-            counts = iter(count_fits([s for part in scenes for s in part]))
-            numbers = [[next(counts) for _ in part] for part in scenes]
-            for part, fit in zip(parts, numbers, strict=True):
-                ceilings[part.kind] += [1 / n for n in fit]
-            for written in pool.map(_write_part, parts, scenes, numbers):
-                done += written
-                if on_progress:
-                    on_progress(done, total)
-    means = {kind: sum(values) / max(1, len(values)) for kind, values in ceilings.items()}
-    return ScenesReport(
-        dest=dest,
-        num_train=num_train,
-        num_test=num_test,
-        num_unseen=num_unseen,
-        shards=len(train) + len(test),
-        ceiling=means["seen"],
-        ceiling_unseen_pairs=means["unseen"],
-        next=[
-            f"mmstream inspect {join(dest, 'train')}",
-            f"mmstream embed {join(dest, 'test')} {join(dest, 'emb')} --model SPEC",
-        ],
-    )
-
-
-def _parts(folder: str, seed: int, counts: dict[str, int]) -> list[_Part]:
-    parts: list[_Part] = []
-    for kind, count in counts.items():
-        for start in range(0, count, SHARD_SAMPLES):
-            url = join(folder, f"{len(parts):05d}.tar")
-            parts.append(_Part(url, seed, kind, start, min(SHARD_SAMPLES, count - start)))
-    return parts
-
-
-def _scenes_of(part: _Part) -> list[Scene]:
-    indices = range(part.start, part.start + part.count)
-    return [make_scene(part.rng(i), unseen_pair=part.kind == "unseen") for i in indices]
-
-
-def _write_part(part: _Part, scenes: list[Scene], counts: list[int]) -> int:
-    from mmstream.shards.writer import write_shard  # loads webdataset, which only the workers need
-
-    return write_shard(part.url, _samples(part, scenes, counts))
-
-
-def _samples(part: _Part, scenes: list[Scene], counts: list[int]) -> Iterator[dict[str, bytes | str]]:
-    for n, (scene, count) in enumerate(zip(scenes, counts, strict=True), part.start):
-        jpeg = io.BytesIO()
-        draw(scene, Random(f"{part.seed}/{part.kind}/{n}/drawn")).save(jpeg, "JPEG", quality=90)
-        about = {
-            "captions": scene.captions,
-            "fits": count,
-            "unseen_pair": scene.unseen_pair,
-            "swapped": scene.swapped,
-            "objects": [asdict(t) for t in scene.things],
-        }
-        yield {
-            "__key__": f"{part.kind}-{n:06d}",
-            "jpg": jpeg.getvalue(),
-            "txt": scene.captions[0],
-            "json": json.dumps(about),
-        }

@@ -7,9 +7,11 @@ token, the text, padding. What is longer is cut.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -38,6 +40,23 @@ def clean(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
     if not cleaned:
         raise Rejected(Reason.CAPTION, "empty caption" if not text.strip() else "caption of control characters only")
     return cleaned
+
+
+def parse_object(text: str | None) -> dict[str, Any]:
+    """What a sample's JSON member says; nothing where it is absent or blank.
+
+    Raises:
+        Rejected: `metadata`, it does not parse or is no object.
+    """
+    if text is None or not text.strip():
+        return {}
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Rejected(Reason.METADATA, f"the JSON member cannot be read: {e}") from e
+    if not isinstance(parsed, dict):
+        raise Rejected(Reason.METADATA, f"the JSON member is a {type(parsed).__name__}, not an object")
+    return parsed
 
 
 def _encodable(text: str) -> bool:

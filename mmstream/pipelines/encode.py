@@ -18,7 +18,7 @@ import pyarrow as pa
 from mmstream.encoders.base import Encoder
 from mmstream.errors import Reason, Rejected
 from mmstream.media.image import Picture, decode
-from mmstream.media.text import clean
+from mmstream.media.text import clean, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
 from mmstream.telemetry import Stopwatch
@@ -77,7 +77,7 @@ def _prepared(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -
 def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -> _Sample:
     if sample["reason"] is not None:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
-    metadata = _metadata(sample["json"])
+    metadata = parse_object(sample["json"])
     caption = _caption(sample["text"], metadata) if "text" in encoder.modalities else None
     picture: Picture | None = None
     if "image" in encoder.modalities and sample["image"] is not None:
@@ -99,18 +99,6 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) ->
         **{field: _as_text(metadata.get(field)) for field in fields},
     }
     return _Sample(about, encoder.preprocess(picture) if picture else None, caption)
-
-
-def _metadata(text: str | None) -> dict[str, Any]:
-    if text is None or not text.strip():
-        return {}
-    try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Rejected(Reason.METADATA, f"the JSON member cannot be read: {e}") from e
-    if not isinstance(metadata, dict):
-        raise Rejected(Reason.METADATA, f"the JSON member is a {type(metadata).__name__}, not an object")
-    return metadata
 
 
 def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ Legend: n samples, S pixels of a side, L tokens, W ranks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from mmstream.errors import Reason, Rejected
 from mmstream.media.image import decode
-from mmstream.media.text import Tokenizer, clean
+from mmstream.media.text import Tokenizer, clean, parse_object
 from mmstream.models.card import Preprocessing
 from mmstream.schema import REJECT
 
@@ -92,7 +91,7 @@ def captions_of(sample: dict[str, Any], field: str | None) -> list[str]:
     """
     if sample["reason"]:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
-    about = _about(sample["json"]) if field or not (sample["text"] or "").strip() else {}
+    about = parse_object(sample["json"]) if field or not (sample["text"] or "").strip() else {}
     listed = about.get(field) if field else None
     candidates = listed if isinstance(listed, list) else [sample["text"], about.get("caption")]
     texts = [c for c in candidates if isinstance(c, str) and c.strip()]  # a blank caption is an absent one
@@ -107,18 +106,6 @@ def captions_of(sample: dict[str, Any], field: str | None) -> list[str]:
     if not captions and problem:
         raise problem
     return captions if isinstance(listed, list) else captions[:1]
-
-
-def _about(text: str | None) -> dict[str, Any]:
-    if text is None or not text.strip():
-        return {}
-    try:
-        about = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Rejected(Reason.METADATA, f"the JSON member cannot be read: {e}") from e
-    if not isinstance(about, dict):
-        raise Rejected(Reason.METADATA, f"the JSON member is a {type(about).__name__}, not an object")
-    return about
 
 
 def _reject(sample: dict[str, Any], e: Rejected) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmstream.demo.scene_shards import count_fits, write_scenes
 from mmstream.demo.scenes import (
     COLOURS,
     HELD_OUT,
@@ -21,11 +22,9 @@ from mmstream.demo.scenes import (
     Claim,
     Scene,
     Thing,
-    count_fits,
     draw,
     fits,
     make_scene,
-    write_scenes,
 )
 
 

@@ -190,7 +190,7 @@ def test_an_error_of_ours_on_a_rank_comes_out_as_itself(recipe: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_the_recipe_of_the_demo_reaches_its_numbers(tmp_path: Path):
-    from mmstream.demo.scenes import write_scenes
+    from mmstream.demo.scene_shards import write_scenes
 
     write_scenes(str(tmp_path))
     data = [f"data.train={tmp_path}/train", f"data.eval={tmp_path}/test"]
