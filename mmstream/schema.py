@@ -51,6 +51,7 @@ CATALOG = pa.schema(
         ("bytes", pa.int64()),
         ("etag", pa.string()),
         ("max_rows", pa.int64()),  # null, or how many rows of this shard `--limit` takes
+        ("sha256", pa.string()),  # null, or of the whole shard: it is verified before its first chunk is handed on
     ]
 )
 

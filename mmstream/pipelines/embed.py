@@ -18,7 +18,6 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -33,7 +32,7 @@ from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS, ShardTask, chunks_of, from_row
 from mmstream.schema import METADATA, ChunkRecord, Manifest
-from mmstream.shards.catalog import build_catalog, check_same, to_parquet
+from mmstream.shards.catalog import build_catalog, check_same, from_parquet, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import absolute, join, read_bytes
 from mmstream.telemetry import Progress, Report, Stopwatch, slowest, stderr
@@ -242,7 +241,7 @@ def _begin(
 
 
 def _stored_catalog(dest: str, manifest: Manifest) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_bytes(join(dest, manifest.catalog))))
+    return from_parquet(read_bytes(join(dest, manifest.catalog)), dest)
 
 
 def _first_manifest(

@@ -52,6 +52,7 @@ def build_catalog(sources: str | Sequence[str]) -> pa.Table:
             pa.array([s.bytes for s in shards], pa.int64()),
             pa.array([s.etag for s in shards], pa.string()),
             pa.nulls(len(shards), pa.int64()),
+            pa.nulls(len(shards), pa.string()),
         ],
         schema=CATALOG,
     )
@@ -99,9 +100,29 @@ def to_parquet(catalog: pa.Table) -> bytes:
     return out.getvalue()
 
 
+def from_parquet(data: bytes, where: str) -> pa.Table:
+    """A stored catalog; a column that an older one lacks is null.
+
+    Raises:
+        RefusedError: `data` is no catalog.
+    """
+    try:
+        stored = pq.read_table(pa.BufferReader(data))
+        columns = [stored[f.name] if f.name in stored.column_names else pa.nulls(len(stored), f.type) for f in CATALOG]
+        catalog = pa.table(columns, names=CATALOG.names).cast(CATALOG)
+    except (pa.ArrowException, OSError) as e:
+        raise RefusedError(f"{where}: is no catalog of shards ({str(e).splitlines()[0]}).") from e
+    if catalog["shard"].to_pylist() != list(range(len(catalog))) or catalog["url"].null_count:
+        raise RefusedError(f"{where}: is no catalog of shards: they are not numbered from 0 on.")
+    return catalog
+
+
+_FROZEN = ("bytes", "etag", "max_rows")
+
+
 def check_same(stored: pa.Table, now: pa.Table, where: str) -> None:
     """Refuses to go on where the shards are not those that were frozen."""
-    for column in ("url", "bytes", "etag", "max_rows"):
+    for column in ("url", *_FROZEN):
         before, after = stored[column].to_pylist(), now[column].to_pylist()
         if before != after:
             index = next(
@@ -112,6 +133,32 @@ def check_same(stored: pa.Table, now: pa.Table, where: str) -> None:
                 f"{where}: catalog differs: {column} of shard {index} was {a} and is {b}. "
                 "Restore the source, or embed into a new folder."
             )
+    for shard, (a, b) in enumerate(zip(stored["sha256"].to_pylist(), now["sha256"].to_pylist(), strict=True)):
+        if a and b and a != b:  # that it is not known now is no change
+            raise RefusedError(f"{where}: catalog differs: sha256 of shard {shard} was {a} and is {b}.")
+
+
+def extend_catalog(stored: pa.Table, now: pa.Table, where: str) -> pa.Table:
+    """`stored` with the shards of `now` that it lacks after its own: every old number stays what it is.
+
+    Both are tables of schema.CATALOG; `now` has all shards of `stored`, wherever they sort among the new ones.
+
+    Raises:
+        RefusedError: a shard of `stored` is not in `now`, or has changed.
+    """
+    numbers = {url: number for number, url in enumerate(now["url"].to_pylist())}
+    for shard, url in enumerate(stored["url"].to_pylist()):
+        if url not in numbers:
+            raise RefusedError(
+                f"{where}: shard {shard}, {url}, is not among the shards given now. Shards can only be added: "
+                "name the old ones too, and restore those that are gone."
+            )
+    old = now.take(pa.array([numbers[url] for url in stored["url"].to_pylist()], pa.int64()))
+    check_same(stored, old, where)
+    known = set(stored["url"].to_pylist())
+    new = now.filter(pa.array([url not in known for url in now["url"].to_pylist()], pa.bool_()))
+    both = pa.concat_tables([stored, new]).combine_chunks()
+    return both.set_column(0, CATALOG.field("shard"), pa.array(range(len(both)), pa.int32()))
 
 
 def known_successes(shard_url: str) -> int | None:

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from mmstream.errors import RefusedError, UsageError
-from mmstream.shards.catalog import build_catalog, check_same, known_successes
+from mmstream.schema import CATALOG
+from mmstream.shards.catalog import (
+    build_catalog,
+    check_same,
+    extend_catalog,
+    from_parquet,
+    known_successes,
+    to_parquet,
+)
 
 
 @pytest.fixture
@@ -70,3 +79,45 @@ def test_odd_names_are_names(tmp_path: Path) -> None:
     assert names(odd, str(odd)) == ["a.tar", "folder.tar/b.tar"]
     assert names(odd, str(odd / "folder.tar")) == ["folder.tar/b.tar"]
     assert names(odd, [str(odd / "a.tar"), f"file://{odd}/folder.tar/../a.tar"]) == ["a.tar"]
+
+
+def test_new_shards_come_after_the_old_ones_wherever_they_sort(folder: Path) -> None:
+    stored = build_catalog(f"{folder}/b")
+    now = build_catalog(str(folder))  # a.tar sorts before b/
+    assert now["url"].to_pylist()[0].endswith("a.tar")
+    grown = extend_catalog(stored, now, "emb")
+    assert grown.schema == CATALOG
+    assert grown.slice(0, 2).equals(stored)
+    assert [u.rsplit("/", 1)[1] for u in grown["url"].to_pylist()] == ["00000.tar", "00001.tar", "a.tar"]
+    assert grown["shard"].to_pylist() == [0, 1, 2]
+    assert extend_catalog(grown, now, "emb").equals(grown)
+
+
+def test_an_old_shard_that_vanished_or_changed_is_refused_by_name(folder: Path) -> None:
+    stored = build_catalog(str(folder))
+    with pytest.raises(RefusedError, match=r"shard 0, .*a\.tar, is not among"):
+        extend_catalog(stored, build_catalog(f"{folder}/b"), "emb")
+    (folder / "0.tar").write_bytes(b"new")
+    (folder / "b/00001.tar").write_bytes(b"of another size")
+    with pytest.raises(RefusedError, match="bytes of shard 2 was 12 and is 15"):
+        extend_catalog(stored, build_catalog(str(folder)), "emb")
+
+
+def test_a_stored_catalog_reads_back_and_an_older_one_has_no_checksums(folder: Path) -> None:
+    catalog = build_catalog(str(folder))
+    assert from_parquet(to_parquet(catalog), "emb").equals(catalog)
+    assert from_parquet(to_parquet(catalog.drop_columns("sha256")), "emb").equals(catalog)
+    for bad in (b"PAR1", to_parquet(catalog.slice(1)), to_parquet(catalog.drop_columns("url"))):
+        with pytest.raises(RefusedError, match="emb: is no catalog"):
+            from_parquet(bad, "emb")
+
+
+def test_a_checksum_is_compared_where_both_know_it(folder: Path) -> None:
+    catalog = build_catalog(str(folder))
+    known, other = (
+        catalog.set_column(5, CATALOG.field("sha256"), pa.array([digit * 64] * 3, pa.string())) for digit in "ab"
+    )
+    check_same(catalog, known, "emb")
+    check_same(known, catalog, "emb")
+    with pytest.raises(RefusedError, match="sha256 of shard 0"):
+        check_same(known, other, "emb")
