@@ -9,7 +9,7 @@ goes on streams the same batches again and passes over those it has had.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -71,7 +71,7 @@ def batch_dataset(
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # Ray 2.60 offers nothing in its place
         return decoded.map_batches(
             _Cut,
-            fn_constructor_args=(recipe, catalog.num_rows, skip_batches),
+            fn_constructor_args=(recipe, catalog["shard"].to_pylist(), skip_batches),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=CUTTER_CPUS,
@@ -82,8 +82,14 @@ def batch_dataset(
 
 def _shuffled(catalog: pa.Table, seed: int, epoch: int) -> list[ShardTask]:
     tasks = shard_tasks(catalog, epoch=epoch)
-    Random(f"{seed}/{epoch}").shuffle(tasks)
-    return tasks
+    return [tasks[i] for i in shard_order(len(tasks), seed, epoch)]
+
+
+def shard_order(num_shards: int, seed: int, epoch: int) -> list[int]:
+    """The order in which an epoch takes its shards: a permutation that depends on nothing but the arguments."""
+    order = list(range(num_shards))
+    Random(f"{seed}/{epoch}").shuffle(order)
+    return order
 
 
 def to_part(batch: Batch, **about: int) -> pa.Table:
@@ -142,7 +148,7 @@ class _Decode:
             rejects.append({**dict.fromkeys(REJECT.names), **about, **why})
         if rejects and info.epoch == 0:
             self._write(info, rejects)
-        return to_part(batch, epoch=info.epoch, end=int(info.end))
+        return to_part(batch, epoch=info.epoch, shard=info.shard, chunk=info.chunk, end=int(info.end))
 
     def _write(self, info: ChunkInfo, rejects: list[dict]) -> None:
         # One name for a chunk, whoever writes it: every attempt has the same rejects.
@@ -152,24 +158,43 @@ class _Decode:
 
 @dataclass
 class _Cut:
-    """The only actor of the last stage: decoded chunks in, epoch by epoch; parts of whole batches out."""
+    """The only actor of the last stage: decoded chunks in, epoch by epoch; parts of whole batches out.
+
+    Ray may run the calls of an actor in another order than they were made in, whatever order its queues keep: a chunk
+    that comes early waits here for those before it.
+    """
 
     recipe: Recipe
-    num_shards: int
+    shards: list[int]
     skip_batches: int
 
     def __post_init__(self) -> None:
         self._batcher = Batcher(self.recipe.batch_size, self.recipe.data.shuffle_rows, self.recipe.seed)
-        self._num_ended = 0
+        self._early: dict[tuple[int, int, int], pa.Table] = {}  # (epoch, shard, chunk)
+        self._places = self._in_order()
+        self._next = next(self._places)
         self._num_batches = 0
 
     def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
-        epoch, end = row["epoch"][0].as_py(), row["end"][0].as_py()
-        if epoch != self._num_ended // self.num_shards:
-            raise AssertionError(f"a chunk of epoch {epoch} came after {self._num_ended} of {self.num_shards} shards")
+        epoch, shard, chunk = (row[name][0].as_py() for name in ("epoch", "shard", "chunk"))
+        self._early[epoch, shard, chunk] = row
+        while (due := self._early.pop(self._next, None)) is not None:
+            yield from self._add(due)
+
+    def _in_order(self) -> Generator[tuple[int, int, int], bool]:
+        """(epoch, shard, chunk) of the next chunk; is sent whether that one ended its shard."""
+        for epoch in range(self.recipe.epochs):
+            for i in shard_order(len(self.shards), self.recipe.seed, epoch):
+                chunk = 0
+                while not (yield epoch, self.shards[i], chunk):
+                    chunk += 1
+        yield self.recipe.epochs, 0, 0
+
+    def _add(self, row: pa.Table) -> Iterator[pa.Table]:
+        epoch = self._next[0]
         yield from self._parts(self._batcher.add(part_of(row)))
-        self._num_ended += end
-        if end and self._num_ended % self.num_shards == 0:
+        self._next = self._places.send(bool(row["end"][0].as_py()))
+        if self._next[0] != epoch:
             yield from self._parts(self._batcher.end_epoch(epoch))
 
     def _parts(self, batches: Iterator[Batch]) -> Iterator[pa.Table]:
@@ -179,4 +204,4 @@ class _Cut:
             if self._num_batches <= self.skip_batches:
                 continue
             for rank in range(self.recipe.workers):
-                yield to_part(batch.take(slice(rank * rows, (rank + 1) * rows)))
+                yield to_part(batch.take(slice(rank * rows, (rank + 1) * rows)), number=self._num_batches)

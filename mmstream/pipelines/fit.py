@@ -51,6 +51,7 @@ from mmstream.train.loop import Loop, train_loop
 from mmstream.train.recipe import Recipe
 
 POLL_SECONDS = 0.5
+_GO_ON = "Run the same command again: it goes on from the last checkpoint."
 
 
 class TrainReport(Report):
@@ -142,7 +143,12 @@ def _completed(run: str, recipe: Recipe, survey: Survey, evaluated: bool) -> Tra
     """What is left to do when the last checkpoint is there: card, figures, and retrieval where the recipe asks."""
     record = latest_record(run)
     if record is None or finished_epochs(run) < recipe.epochs:
-        raise MmstreamError(f"{run}: the ranks ended without a last checkpoint. Run the same command again to go on.")
+        raise MmstreamError(f"{run}: the ranks ended without a last checkpoint. {_GO_ON}")
+    if (leftover := _leftover(run, recipe, record, survey)) >= recipe.batch_size:
+        raise MmstreamError(
+            f"{run}: {leftover:,} usable samples never reached a step, more than the last batch lacks. No card is "
+            "made of such a run; please report this with its folder."
+        )
     _publish(run, recipe, survey.tokenizer)
     retrieval = None
     if recipe.data.eval and evaluated:
@@ -213,14 +219,20 @@ def _rank(settings: dict[str, Any]) -> None:
         internal_kv._internal_kv_put(key, json.dumps(row).encode(), overwrite=True)
 
     loop = Loop(recipe, run, settings["total_steps"], get_device(), on_metrics=told)
-    train_loop(loop, _batches(), load_latest(run))
+    checkpoint = load_latest(run)
+    train_loop(loop, _batches(checkpoint.record.step + 1 if checkpoint else 1), checkpoint)
 
 
-def _batches() -> Iterator[Batch]:
+def _batches(first: int) -> Iterator[Batch]:
+    """This rank's parts of batches `first`, `first` + 1, …: a step on parts of different batches would go unnoticed."""
     parts = ray_train.get_dataset_shard("train")
     for table in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         for n in range(table.num_rows):
-            yield part_of(table.slice(n, 1))
+            row = table.slice(n, 1)
+            if (number := row["number"][0].as_py()) != first:
+                raise MmstreamError(f"a part of batch {number} came where one of batch {first} was due. {_GO_ON}")
+            yield part_of(row)
+            first += 1
 
 
 def first_of_ours(failures: Iterable[BaseException]) -> MmstreamError | None:
@@ -296,6 +308,13 @@ def _rejects(run: str) -> pa.Table:
     return pa.concat_tables(tables) if tables else REJECT.empty_table()
 
 
+def _leftover(run: str, recipe: Recipe, record: CheckpointRecord, survey: Survey) -> int:
+    """Usable samples × epochs, less those that were in a step."""
+    rejects = _rejects(run)
+    usable = survey.num_rows - (rejects.num_rows - rejects["key"].null_count)  # without a key: a shard's unknown rest
+    return max(0, usable * recipe.epochs - record.samples)
+
+
 def _report(
     run: str,
     recipe: Recipe,
@@ -308,8 +327,6 @@ def _report(
     rows = read_metrics(run)
     rates = [row["samples_per_second"] for row in rows[1:]]
     rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
-    rejects = _rejects(run)
-    usable = survey.num_rows - (rejects.num_rows - rejects["key"].null_count)  # without a key: a shard's unknown rest
     shards = recipe.data.eval or recipe.data.train
     source = [shards] if isinstance(shards, str) else shards
     return TrainReport(
@@ -317,9 +334,9 @@ def _report(
         card=join(run, "card"),
         steps=record.step,
         samples=record.samples,
-        leftover=max(0, usable * recipe.epochs - record.samples),
+        leftover=_leftover(run, recipe, record, survey),
         batch_size=recipe.batch_size,
-        rejects=dict(sorted(Counter(rejects["reason"].to_pylist()).items())),
+        rejects=dict(sorted(Counter(_rejects(run)["reason"].to_pylist()).items())),
         loss=rows[-1]["loss"] if rows else None,
         seconds=round(record.samples / rate, 1) if rate else 0.0,
         samples_per_second=round(rate, 1),

@@ -7,8 +7,10 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from PIL import Image
@@ -16,9 +18,10 @@ from PIL import Image
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import MmstreamError, RefusedError, Rejected, UsageError
 from mmstream.media.text import train_tokenizer
-from mmstream.pipelines.feed import batch_dataset, feed_shares, part_of, to_part
+from mmstream.pipelines.feed import _Cut, _Decode, _shuffled, batch_dataset, feed_shares, part_of, to_part
 from mmstream.pipelines.fit import first_of_ours, train
 from mmstream.pipelines.resources import streaming_context
+from mmstream.pipelines.source import read_rows
 from mmstream.shards.catalog import build_catalog
 from mmstream.shards.writer import write_shard
 from mmstream.train.data import Batch
@@ -98,6 +101,24 @@ def test_the_first_error_of_ours_is_found_however_deep_it_is_wrapped():
     wrapped.__cause__.__cause__ = ours
     assert first_of_ours([ValueError("other"), wrapped]) is ours
     assert first_of_ours([ValueError("other"), Rejected("caption", "x")]) is None  # ty: ignore[invalid-argument-type]
+
+
+def test_batches_do_not_depend_on_the_order_in_which_chunks_arrive(recipe: str, data: Path, tmp_path: Path):
+    wanted = Recipe.from_yaml(Path(recipe).read_text())
+    decode = _Decode(wanted, train_tokenizer(["a red picture"], 400).to_json(), str(tmp_path))
+    catalog = build_catalog(str(data))
+    tasks = [task for epoch in range(wanted.epochs) for task in _shuffled(catalog, wanted.seed, epoch)]
+    chunks = [decode(row) for task in tasks for row in read_rows(task)]
+
+    def cut(chunks: list[pa.Table]) -> list[tuple[int, list[int]]]:
+        stage = _Cut(wanted, [0, 1, 2], skip_batches=0)
+        parts = [part for chunk in chunks for part in stage(chunk)]
+        return [(part["number"][0].as_py(), part_of(part).ids.tolist()) for part in parts]
+
+    expected = cut(chunks)
+    assert len(expected) == NUM_GOOD * 3 // 24 * 2
+    for seed in range(5):
+        assert cut(Random(seed).sample(chunks, len(chunks))) == expected
 
 
 @pytest.mark.usefixtures("ray_local")
