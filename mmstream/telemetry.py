@@ -49,7 +49,8 @@ class Progress:
         self._rate_of = rate_of
         self._started = time.monotonic()
         self._last_line = self._started
-        self._base: tuple[float, float] | None = None
+        self._base: tuple[float, float] | None = None  # when the rate's figure was first seen, and what it was
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -70,6 +71,8 @@ class Progress:
         now = time.monotonic()
         if self._rate_of and self._base is None and self.figures.get(self._rate_of):
             self._base = (now, float(self.figures[self._rate_of]))
+        if self._first is None and self.done:
+            self._first = (now, self.done)
         if self._live:
             self._live.update(self._panel())
         elif not _quiet and now - self._last_line >= LINE_EVERY_SECONDS:
@@ -88,9 +91,16 @@ class Progress:
         if rate := self._rate():
             shown[f"{self._rate_of} per second"] = rate
         shown["elapsed"] = _clock(time.monotonic() - self._started)
-        if self.total and 0 < self.done < self.total:
-            shown["left"] = "about " + _clock((time.monotonic() - self._started) * (self.total / self.done - 1))
+        if (left := self._left()) is not None:
+            shown["left"] = f"about {_clock(left)}"
         return shown
+
+    def _left(self) -> float | None:
+        """By the pace since the first units: neither the start nor what an earlier run did tells how fast this goes."""
+        if self._first is None or self.total is None or not self._first[1] < self.done < self.total:
+            return None
+        pace = (time.monotonic() - self._first[0]) / (self.done - self._first[1])
+        return pace * (self.total - self.done)
 
     def _rate(self) -> float | None:
         """Growth of the figure since it was first seen: the time that everything took to start is left out."""
