@@ -191,12 +191,15 @@ def _share(text: str) -> float:
     return share
 
 
-@verb(app, "audit", "mmstream audit s3://bucket/emb")
-def audit(dest: Dest) -> Any:
+@verb(app, "audit", "mmstream audit s3://bucket/emb --source")
+def audit(
+    dest: Dest,
+    source: Annotated[bool, typer.Option("--source", help="Also count the shards again, by their headers.")] = False,
+) -> Any:
     """Check an embedding set: records, row counts and hashes agree, nothing is missing or doubled."""
     from mmstream.embeddings.audit import audit
 
-    return audit(dest)
+    return audit(dest, source=source)
 
 
 @verb(app, "train", "mmstream train jobs/recipes/pairs.yaml --out runs/pairs epochs=20")

@@ -1,9 +1,12 @@
-"""A small embedding set written by hand, with the real writer, without Ray or an encoder."""
+"""Small embedding sets without Ray: written by hand, or from real shards with the real reader, encoder and writer."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,15 @@ import pyarrow as pa
 
 from mmstream.embeddings.layout import catalog_path, fold, manifest_path, shard_record_path
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
-from mmstream.schema import CATALOG, REJECT, ChunkRecord, Manifest, embedding_schema, sample_id
-from mmstream.shards.catalog import to_parquet
+from mmstream.encoders.build import load_encoder
+from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.source import ChunkInfo
+from mmstream.schema import CATALOG, REJECT, ChunkRecord, Manifest, Totals, embedding_schema, sample_id
+from mmstream.shards.catalog import build_catalog, to_parquet
+from mmstream.shards.group import read_chunks
 from mmstream.storage.commit import put_if_absent
-from mmstream.storage.files import join, write_bytes
+from mmstream.storage.files import RangeReader, join, write_bytes
+from mmstream.telemetry import Stopwatch
 
 Row = Mapping[str, Any]
 
@@ -49,27 +57,47 @@ def write_set(
         folded = fold(chunks)
         assert folded is not None
         put_if_absent(join(root, shard_record_path(shard)), folded.to_bytes())
-    catalog = to_parquet(_catalog(shards))
+    _publish(root, to_parquet(_catalog(shards)), encoder=encoder, fingerprint=fingerprint, dimension=dimension,
+             modalities=list(modalities), chunk_rows=chunk_rows, fields=list(fields), finished=finished)  # fmt: skip
+    return root
+
+
+def _publish(root: str, catalog: bytes, **about: Any) -> None:
     write_bytes(join(root, catalog_path(0)), catalog)
-    manifest = Manifest(
-        finished=finished,
-        catalog=catalog_path(0),
-        catalog_sha256=hashlib.sha256(catalog).hexdigest(),
-        encoder=encoder,
-        fingerprint=fingerprint,
-        dimension=dimension,
-        modalities=list(modalities),
-        normalized=True,
-        micro_batch=32,
-        chunk_rows=chunk_rows,
-        chunk_bytes=1 << 25,
-        fields=list(fields),
-        limit=None,
-        single_writer=False,
-        device="cpu",
-        libraries={},
-    )
+    usual = {"finished": True, "fields": [], "normalized": True, "micro_batch": 32, "chunk_bytes": 1 << 25}
+    here = {"limit": None, "single_writer": False, "device": "cpu", "libraries": {}}
+    digest = hashlib.sha256(catalog).hexdigest()
+    manifest = Manifest(catalog=catalog_path(0), catalog_sha256=digest, **{**usual, **here, **about})
     put_if_absent(join(root, manifest_path(1)), manifest.to_bytes())
+
+
+def embed_here(source: str | Path, dest: str | Path, *, chunk_rows: int = 8, dimension: int = 8) -> str:
+    """What `embed` makes of the shards at `source` with `fake:<dimension>`, in this process, in small chunks."""
+    root, encoder = str(dest), load_encoder(f"fake:{dimension}")
+    catalog = build_catalog(str(source))
+    shards = []
+    for entry in catalog.to_pylist():
+        with RangeReader(entry["url"]) as reader, ThreadPoolExecutor(1) as pool:
+            chunks = {}
+            for chunk in read_chunks(reader, entry["shard"], chunk_rows=chunk_rows):
+                at = (chunk.shard, chunk.number, chunk.first_row, chunk.num_samples)
+                info = ChunkInfo(*at, chunk.end, chunk.damage, entry["url"], entry["bytes"], entry["etag"], 0, 0.0, 0)
+                rows, rejects = encode_chunk(info, chunk.table, encoder, [], pool=pool, watch=Stopwatch())
+                result = ChunkResult(*at, rows, rejects, chunk.end, chunk.damage, entry["bytes"], entry["etag"])
+                chunks[chunk.number] = commit_chunk(root, result, encoder.fingerprint)
+        folded = fold(chunks)
+        assert folded is not None
+        put_if_absent(join(root, shard_record_path(entry["shard"])), folded.to_bytes())
+        shards.append(folded)
+    totals = Totals(
+        shards=len(shards),
+        samples=sum(s.num_samples for s in shards),
+        rows=sum(s.num_rows for s in shards),
+        rejects=dict(sorted(sum((Counter(s.num_rejects) for s in shards), Counter()).items())),
+        damaged=[s.shard for s in shards if s.damage],
+    )
+    _publish(root, to_parquet(catalog), encoder=encoder.spec, fingerprint=encoder.fingerprint, dimension=dimension,
+             modalities=list(encoder.modalities), chunk_rows=chunk_rows, totals=totals)  # fmt: skip
     return root
 
 

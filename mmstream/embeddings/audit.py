@@ -1,40 +1,44 @@
-"""Does an embedding set hold what its records say? Records, row counts, row ranges and hashes, from outside.
+"""Does an embedding set hold what its records say, and do its records say what the shards hold?
 
-This shares with the writer only the files and the declared schema: names are taken apart here again, and every
-figure is counted anew from the objects, so that a mistake in the writer cannot hide itself.
+This shares with the writer only the files and the declared schema: names are taken apart here again, and every figure
+is counted anew from the objects, so that a mistake in the writer cannot hide itself. With `source` the tars are
+counted again too. Whatever lies in the set, torn, missing or a stranger's, is named and never ends the audit; of
+several generations of a record the highest valid one counts, and one above it that is not valid is a difference.
+Shards are checked side by side, one chunk of each in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from mmstream.embeddings.findings import Difference, Findings
+from mmstream.embeddings.shard_check import Terms, check_shard
 from mmstream.errors import ExitCode, UsageError
-from mmstream.schema import CATALOG, ChunkRecord, Manifest, ShardRecord
+from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Record, ShardRecord
 from mmstream.storage.files import absolute, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
-READ_THREADS = 8
+THREADS = 8
+SHOWN_UNKNOWN = 20
 _BUILD = ("mmstream", "index", "build")
 
-
-class Difference(BaseModel):
-    """One thing that is not as it should be."""
-
-    shard: int | None
-    chunk: int | None
-    what: str
-    expected: str
-    found: str
+_MANIFEST = re.compile(r"/manifest/([0-9]{6,9})\.json$")
+_FOLDED = re.compile(r"/commits/([0-9]{6,9})\.([0-9]{1,9})\.json$")
+_CHUNK = re.compile(r"/commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json$")
+_OTHER = re.compile(r"/(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet$|/\.[^/]*$")  # or temporary
+R = TypeVar("R", bound=Record)
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class AuditReport(Report):
@@ -45,6 +49,7 @@ class AuditReport(Report):
     rejects: dict[str, int]
     damaged: list[dict[str, Any]]
     differences: list[Difference]
+    unknown: list[str]  # files that are no part of an embedding set; they do no harm
 
     @property
     def exit_code(self) -> ExitCode:
@@ -57,177 +62,169 @@ class AuditReport(Report):
         shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
         shown.append(("rejects", ", ".join(f"{r} {n:,}" for r, n in self.rejects.items()) or "none"))
         for d in self.damaged:
-            shown.append(("damaged at the source", f"shard {d['shard']}: {d['reason']} at byte {d['offset']:,}"))
-        for d in self.differences:
-            where = f"shard {d.shard} chunk {d.chunk}" if d.shard is not None else "set"
-            shown.append(("difference", f"{where}: {d.what}: expected {d.expected}, found {d.found}"))
-        return shown
+            where = f"shard {d['shard']}: {d['reason']} at byte {d['offset']:,}"
+            shown.append(("damaged at the source", f"{where} ({d['url']})"))
+        if self.unknown:
+            shown.append(("unknown files", ", ".join(self.unknown)))
+        return [*shown, *(("difference", str(d)) for d in self.differences)]
 
 
-def audit(dest: str) -> AuditReport:
-    """Checks the embedding set at `dest`.
+def audit(dest: str, *, source: bool = False) -> AuditReport:
+    """Checks the embedding set at `dest`; with `source` also against the tars that it was made from.
 
     Raises:
         UsageError: there is no embedding set.
-        UnreachableError: the store does not answer.
+        UnreachableError: a store does not answer.
     """
-    return _Audit(absolute(dest)).run()
+    return _Audit(absolute(dest), source).run()
 
 
 class _Audit:
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.differences: list[Difference] = []
-        self.rows = 0
-        self.rejects: Counter[str] = Counter()
-        self.damaged: list[dict[str, Any]] = []
-
-    def differ(self, what: str, expected: object, found: object, chunk: ChunkRecord | None = None) -> None:
-        shard, number = (chunk.shard, chunk.chunk) if chunk else (None, None)
-        self.differences.append(
-            Difference(shard=shard, chunk=number, what=what, expected=str(expected), found=str(found))
-        )
+    def __init__(self, root: str, source: bool) -> None:
+        self.root, self.source = root, source
+        self.manifests: dict[int, str] = {}
+        self.folded: dict[int, dict[int, str]] = {}  # shard → generation → URL
+        self.begun: set[int] = set()  # shards that have records of chunks
+        self.unknown: list[str] = []
+        self.found = Findings()
 
     def run(self) -> AuditReport:
+        self._list()
         manifest = self._manifest()
-        catalog = self._catalog(manifest)
-        records = self._shard_records()
-        with Progress("audit", catalog.num_rows, "shards", rate_of="rows") as progress:
-            for entry in catalog.to_pylist():
-                record = records.get(entry["shard"])
-                if record is None:
-                    self.differ(f"record of shard {entry['shard']}", "one", "none")
-                else:
-                    self._check_shard(record, entry, manifest)
-                progress.update(progress.done + 1, rows=self.rows, differences=len(self.differences))
-        self._check_totals(manifest, records)
+        catalog = self._catalog(manifest) if manifest else {}
+        terms = Terms(self.root, manifest, self.source)
+        shards = sorted({*catalog, *self.folded, *self.begun})
+        with Progress("audit", len(shards), "shards", rate_of="rows") as progress:
+            for findings in _in_order(lambda shard: self._check(shard, catalog.get(shard), terms), shards):
+                self.found.add(findings)
+                progress.update(progress.done + 1, rows=self.found.num_rows, differences=len(self.found.differences))
+        if manifest:
+            self._check_totals(manifest)
         return AuditReport(
-            ok=not self.differences,
+            ok=not self.found.differences,
             dest=self.root,
-            shards=len(records),
-            rows=self.rows,
-            rejects=dict(sorted(self.rejects.items())),
-            damaged=self.damaged,
-            differences=self.differences,
-            next=[] if self.differences else [shlex.join([*_BUILD, self.root, f"{self.root}-index"])],
+            shards=self.found.num_shards,
+            rows=self.found.num_rows,
+            rejects=dict(sorted(self.found.rejects.items())),
+            damaged=self.found.damaged,
+            differences=self.found.differences,
+            unknown=self.unknown,
+            next=[] if self.found.differences else [shlex.join([*_BUILD, self.root, f"{self.root}-index"])],
         )
 
-    def _manifest(self) -> Manifest:
-        names = [f.url for f in list_files(join(self.root, "manifest")) if f.url.endswith(".json")]
-        if not names:
+    def _list(self) -> None:
+        for file in list_files(self.root):
+            if name := _FOLDED.search(file.url):
+                self.folded.setdefault(int(name[1]), {})[int(name[2])] = file.url
+            elif name := _CHUNK.search(file.url):
+                self.begun.add(int(name[1]))
+            elif name := _MANIFEST.search(file.url):
+                self.manifests[int(name[1])] = file.url
+            elif not _OTHER.search(file.url) and len(self.unknown) < SHOWN_UNKNOWN:
+                self.unknown.append(file.url)
+        if not (self.manifests or self.folded or self.begun):
             raise UsageError(f"{self.root}: no embedding set is there. Make one with `mmstream embed SRC {self.root}`.")
-        latest = max(names, key=lambda url: int(url.rsplit("/", 1)[1].removesuffix(".json")))
-        try:
-            manifest = Manifest.model_validate_json(read_bytes(latest))
-        except ValidationError as e:
-            raise UsageError(f"{latest}: not a manifest ({e.errors()[0]['msg']}). The set cannot be audited.") from e
-        if not manifest.finished:
-            self.differ("manifest", "finished", "unfinished")
+
+    def _manifest(self) -> Manifest | None:
+        manifest = _highest_valid(Manifest, self.manifests, self.found)
+        if manifest is None:
+            self.found.differ("manifests", "a valid one", f"none of {len(self.manifests)}")
+        elif not manifest.finished:
+            self.found.differ("manifest", "finished", "unfinished")
         return manifest
 
-    def _catalog(self, manifest: Manifest) -> pa.Table:
-        data = read_bytes(join(self.root, manifest.catalog))
-        if (found := hashlib.sha256(data).hexdigest()) != manifest.catalog_sha256:
-            self.differ("SHA-256 of the catalog", manifest.catalog_sha256, found)
+    def _catalog(self, manifest: Manifest) -> dict[int, dict[str, Any]]:
+        """Its rows by shard; none where it cannot be gone by."""
+        if not re.fullmatch(r"catalog/[0-9]+\.parquet", manifest.catalog):
+            self.found.differ("path of the catalog", "catalog/….parquet", manifest.catalog)
+            return {}
         try:
-            return pq.read_table(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as e:
-            self.differ("catalog", "Parquet", str(e))
-            return CATALOG.empty_table()
-
-    def _shard_records(self) -> dict[int, ShardRecord]:
-        latest: dict[int, tuple[int, str]] = {}
-        prefix = join(self.root, "commits") + "/"
-        for file in list_files(join(self.root, "commits")):
-            name = file.url.split(prefix, 1)[-1]
-            if "/" not in name and name.endswith(".json"):
-                shard, generation, _ = name.split(".")
-                latest[int(shard)] = max(latest.get(int(shard), (-1, "")), (int(generation), file.url))
-        records = {}
-        for shard, (_, url) in sorted(latest.items()):
-            try:
-                records[shard] = ShardRecord.model_validate_json(read_bytes(url))
-            except ValidationError as e:
-                self.differ(f"record {url}", "valid", e.errors()[0]["msg"])
-        return records
-
-    def _check_shard(self, record: ShardRecord, entry: dict[str, Any], manifest: Manifest) -> None:
-        next_row = 0
-        for number, chunk in enumerate(record.chunks):
-            if chunk.chunk != number or chunk.first_row != next_row or chunk.shard != record.shard:
-                self.differ("place of the chunk", (record.shard, number, next_row), _place(chunk), chunk)
-            if chunk.fingerprint != manifest.fingerprint:
-                self.differ("fingerprint", manifest.fingerprint, chunk.fingerprint, chunk)
-            if (chunk.source_bytes, chunk.source_etag) != (entry["bytes"], entry["etag"]):
-                self.differ("source", (entry["bytes"], entry["etag"]), (chunk.source_bytes, chunk.source_etag), chunk)
-            next_row = chunk.first_row + chunk.num_samples
-        ends = [c.end for c in record.chunks]
-        if not ends or not ends[-1] or any(ends[:-1]):
-            self.differ(f"end of shard {record.shard}", "its last chunk", ends)
-        if record.damage:
-            self.damaged.append({"shard": record.shard, "url": entry["url"], **record.damage.model_dump()})
-        with ThreadPoolExecutor(READ_THREADS) as pool:
-            for chunk, rows, rejects in pool.map(self._load, record.chunks):
-                self._check_chunk(chunk, rows, rejects, entry["shard"])
-
-    def _load(self, chunk: ChunkRecord) -> tuple[ChunkRecord, pa.Table | None, pa.Table | None]:
-        rows = self._object(chunk, "data", ["id", "shard", "row"])
-        return chunk, rows, self._object(chunk, "rejects", ["shard", "row", "key", "reason"])
-
-    def _object(self, chunk: ChunkRecord, kind: str, columns: list[str]) -> pa.Table | None:
-        stored = chunk.data if kind == "data" else chunk.rejects
-        if stored is None:
-            return None
-        try:
-            data = read_bytes(join(self.root, stored.path))
+            data = read_bytes(join(self.root, manifest.catalog))
         except UsageError:
-            self.differ(f"{kind} object {stored.path}", "there", "missing", chunk)
-            return None
-        if (found := hashlib.sha256(data).hexdigest()) != stored.sha256 or len(data) != stored.bytes:
-            self.differ(f"SHA-256 of {stored.path}", stored.sha256, found, chunk)
-            return None
+            self.found.differ(f"catalog {manifest.catalog}", "there", "missing")
+            return {}
+        if (found := hashlib.sha256(data).hexdigest()) != manifest.catalog_sha256:
+            self.found.differ(f"SHA-256 of {manifest.catalog}", manifest.catalog_sha256, found)
+            return {}
         try:
-            return pq.read_table(pa.BufferReader(data), columns=columns)
+            catalog = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as e:
-            self.differ(f"{kind} object {stored.path}", "Parquet", str(e), chunk)
+            self.found.differ(f"catalog {manifest.catalog}", "Parquet", e)
+            return {}
+        if catalog.schema.names != CATALOG.names or catalog["shard"].to_pylist() != list(range(catalog.num_rows)):
+            self.found.differ(f"catalog {manifest.catalog}", f"{CATALOG.names}, shards from 0 on", catalog.schema.names)
+            return {}
+        return dict(enumerate(catalog.to_pylist()))
+
+    def _check(self, shard: int, entry: dict[str, Any] | None, terms: Terms) -> Findings:
+        """One shard, by its folded record, or by the records of its chunks where no valid one is left."""
+        found = Findings(shard)
+        record = _highest_valid(ShardRecord, self.folded.get(shard, {}), found)
+        if record is None:
+            found.differ("record of the shard", "one", "none")
+            record = self._unfolded(shard, found)
+        if terms.manifest and entry is None:
+            found.differ("shard of a record", "in the catalog", "not there")
+        if record is not None:
+            found.add(check_shard(terms, record, shard, entry))
+        return found
+
+    def _unfolded(self, shard: int, found: Findings) -> ShardRecord | None:
+        generations: dict[int, dict[int, str]] = {}
+        for file in list_files(join(self.root, f"commits/{shard:06}")) if shard in self.begun else []:
+            if name := _CHUNK.search(file.url):
+                generations.setdefault(int(name[2]), {})[int(name[3])] = file.url
+        valid = [_highest_valid(ChunkRecord, urls, found) for _, urls in sorted(generations.items())]
+        chunks = [chunk for chunk in valid if chunk is not None]
+        if not chunks:
             return None
+        return ShardRecord(
+            shard=shard,
+            num_samples=sum(c.num_samples for c in chunks),
+            num_rows=sum(c.num_rows for c in chunks),
+            num_rejects=dict(sum((Counter(c.num_rejects) for c in chunks), Counter())),
+            damage=chunks[-1].damage,
+            chunks=chunks,
+        )
 
-    def _check_chunk(self, chunk: ChunkRecord, rows: pa.Table | None, rejects: pa.Table | None, shard: int) -> None:
-        row_numbers = rows["row"].to_pylist() if rows is not None else []
-        rejected = list(_rejected(rejects)) if rejects is not None else []
-        self.rows += len(row_numbers)
-        self.rejects.update(reason for _, _, reason in rejected)
-        if len(row_numbers) != chunk.num_rows:
-            self.differ("rows", chunk.num_rows, len(row_numbers), chunk)
-        counted = dict(sorted(Counter(reason for _, _, reason in rejected).items()))
-        if counted != chunk.num_rejects:
-            self.differ("rejects", json.dumps(chunk.num_rejects), json.dumps(counted), chunk)
-        if rows is not None:
-            wrong = [i for i, r in zip(rows["id"].to_pylist(), row_numbers, strict=True) if i != shard << 32 | r]
-            if wrong:
-                self.differ("ids", "shard << 32 | row", wrong[:3], chunk)
-        seen = Counter(row_numbers) + Counter(row for row, key, _ in rejected if key is not None)
-        expected = set(range(chunk.first_row, chunk.first_row + chunk.num_samples))
-        if missing := sorted(expected - set(seen)):
-            self.differ("samples in rows or rejects", "each", f"missing {missing[:5]}", chunk)
-        if extra := sorted(set(seen) - expected):
-            self.differ("samples in rows or rejects", f"{len(expected)}", f"unexpected {extra[:5]}", chunk)
-        if doubled := sorted(row for row, n in seen.items() if n > 1):
-            self.differ("samples in rows or rejects", "each once", f"doubled {doubled[:5]}", chunk)
-
-    def _check_totals(self, manifest: Manifest, records: dict[int, ShardRecord]) -> None:
+    def _check_totals(self, manifest: Manifest) -> None:
         if manifest.totals is None:
             return
-        found = {"shards": len(records), "rows": self.rows, "rejects": dict(sorted(self.rejects.items()))}
+        found = {
+            "shards": self.found.num_shards,
+            "samples": self.found.num_samples,
+            "rows": self.found.num_rows,
+            "rejects": dict(sorted(self.found.rejects.items())),
+            "damaged": [d["shard"] for d in self.found.damaged],
+        }
         for name, value in found.items():
-            expected = getattr(manifest.totals, name)
-            if expected != value:
-                self.differ(f"total {name}", expected, value)
+            if (expected := getattr(manifest.totals, name)) != value:
+                self.found.differ(f"total {name}", expected, value)
 
 
-def _place(chunk: ChunkRecord) -> tuple[int, int, int]:
-    return chunk.shard, chunk.chunk, chunk.first_row
+def _highest_valid(kind: type[R], generations: dict[int, str], found: Findings) -> R | None:
+    """The record of the highest generation that is one; each above it is a difference, as nobody asked for it."""
+    for _, url in sorted(generations.items(), reverse=True):
+        try:
+            record = kind.model_validate_json(read_bytes(url))
+        except UsageError:
+            found.differ(f"record {url}", "there", "missing")
+        except ValidationError as e:
+            found.differ(f"record {url}", f"a valid {kind.__name__}", e.errors()[0]["msg"])
+        else:
+            if (written := getattr(record, "format", None)) == FORMAT:
+                return record
+            found.differ(f"format of {url}", FORMAT, written)
+    return None
 
 
-def _rejected(table: pa.Table) -> Iterator[tuple[int, str | None, str]]:
-    yield from zip(table["row"].to_pylist(), table["key"].to_pylist(), table["reason"].to_pylist(), strict=True)
+def _in_order(call: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """`call` of each item, a few at a time in threads; results come in order and never pile up."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        window: list[Future[B]] = []
+        for item in items:
+            window.append(pool.submit(call, item))
+            if len(window) == 2 * THREADS:
+                yield window.pop(0).result()
+        for future in window:
+            yield future.result()

@@ -94,7 +94,7 @@ def test_the_audit_agrees_and_sees_a_lost_object_a_changed_one_and_a_lost_record
     damages = {
         "missing": lambda dest: (dest / "data" / objects[0].name).unlink(),
         "SHA-256": lambda dest: flip(dest / "data" / objects[1].name),
-        "record of shard 2": lambda dest: next((dest / "commits").glob("000002.*.json")).unlink(),
+        "record of the shard": lambda dest: next((dest / "commits").glob("000002.*.json")).unlink(),
     }
     for name, damage in damages.items():
         copy = tmp_path / name.replace(" ", "-")
