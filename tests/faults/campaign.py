@@ -1,0 +1,69 @@
+"""The whole fault campaign, or parts of it, as one command: prints the tables, ends with 1 if anything was violated.
+
+PYTHONPATH=.:tests python -m faults.campaign [--quick] [--part kills] [--seed N] [--kills N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from faults import kills
+from faults.phases import Phase
+from faults.places import place
+from faults.table import Outcome
+
+KILLS = {"local": 660, "s3": 345}
+QUICK_KILLS = {"local": 45, "s3": 15}
+
+
+def kills_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
+    """Part 1: the commit layer without Ray."""
+    began, rows, violations = time.monotonic(), [], []
+    total = kills.Tally()
+    for name, wanted in (QUICK_KILLS if quick else KILLS).items():
+        start = time.monotonic()
+        with place(name) as where:
+            tally = kills.campaign(where, num_kills or wanted, seed)
+        rows.append(_kill_row(where.name, tally, time.monotonic() - start))
+        violations += tally.violations
+        total.add(tally)
+    if not quick and num_kills is None:
+        violations += kills.thin_phases(total.kills)
+    rows.append(_kill_row("all", total, time.monotonic() - began))
+    columns = ["kills of", "kills", "sets", *(p.name.lower() for p in Phase), "lost", "doubled", "unequal", "seconds"]
+    return Outcome("SIGKILL of the commit layer, by phase", columns, rows, violations, time.monotonic() - began)
+
+
+def _kill_row(name: str, tally: kills.Tally, seconds: float) -> list[object]:
+    by_phase = [tally.kills[p] for p in Phase]
+    figures = [tally.lost, tally.doubled, tally.unequal, round(seconds)]
+    return [name, tally.kills.total(), tally.histories, *by_phase, *figures]
+
+
+PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {"kills": kills_part}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Faults, counted: tests/faults/README.md tells what the tables mean.")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given more than once")
+    parser.add_argument("--quick", action="store_true", help="a small share of each part: about a minute")
+    parser.add_argument("--seed", type=int, default=0, help="where the seeds begin; a failing case names its own")
+    parser.add_argument("--kills", type=int, help="kills per place, instead of the usual number")
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+    violations = []
+    for name in options.part or PARTS:
+        outcome = PARTS[name](options.quick, options.seed, options.kills)
+        print(f"\n{outcome.markdown()}", flush=True)
+        for violation in outcome.violations:
+            print(f"VIOLATION: {violation}", flush=True)
+        violations += outcome.violations
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
