@@ -6,14 +6,17 @@ PYTHONPATH=.:tests python -m faults.campaign [--quick] [--part kills] [--seed N]
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable
 
-from faults import kills
+from faults import kills, planted
 from faults.phases import Phase
 from faults.places import place
+from faults.proxy import Action
+from faults.store_requests import bench, search
 from faults.table import Outcome
 
 KILLS = {"local": 660, "s3": 345}
@@ -44,7 +47,28 @@ def _kill_row(name: str, tally: kills.Tally, seconds: float) -> list[object]:
     return [name, tally.kills.total(), tally.histories, *by_phase, *figures]
 
 
-PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {"kills": kills_part}
+def requests_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
+    """Part 2: every store request. `quick` begins at the first data object, and leaves the planted holes out."""
+    began, violations, rows = time.monotonic(), [], []
+    with place("s3") as where, bench(where) as on:
+        first = on.kinds.index("PUT data") + 1
+        found = search(on, first=first if quick else 1)
+        violations += found.violations
+        for kind in dict.fromkeys(on.kinds):
+            rows.append([kind, *(found.cases[kind, action] for action in Action)])
+        rows.append(["all", *(sum(n for (_, a), n in found.cases.items() if a is action) for action in Action)])
+        for hole in () if quick else (planted.record_before_data, planted.renamed_after_record):
+            result = search(dataclasses.replace(on, planted=hole), first=first, until_found=True)
+            rows.append(
+                [f"planted hole `{hole.__name__}`: " + ("found" if result.violations else "MISSED"), "", "", ""]
+            )
+            if not result.violations:
+                violations.append(f"the search does not find the planted hole {hole.__name__}")
+    title = f"Every store request × 3: {found.cases.total()} cases, {len(found.violations)} violations"
+    return Outcome(title, ["request", *Action], rows, violations, time.monotonic() - began)
+
+
+PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {"kills": kills_part, "requests": requests_part}
 
 
 def main() -> int:

@@ -90,10 +90,11 @@ def run_to_the_end(job: Job) -> str | None:
         process.join()
         return f"still at work after {RUN_SECONDS} s, in {_last_phase(phases)}"
     phases.close()
-    return None if process.exitcode == 0 else f"exit code {process.exitcode}: {_said(job)}"
+    return None if process.exitcode == 0 else f"exit code {process.exitcode}: {said(job)}"
 
 
-def _said(job: Job) -> str:
+def said(job: Job) -> str:
+    """What a failed process left in its log."""
     log = Path(job.log)
     return log.read_text()[-1500:] if log.exists() else "it said nothing"
 
@@ -136,7 +137,7 @@ def _killed_run(job: Job, aim: Aim, tally: Tally) -> list[str]:
         if each.exitcode == -9:
             tally.kills[last] += 1
         elif each.exitcode != 0:
-            wrong.append(f"in {last.name}, exit code {each.exitcode}: {_said(job)}")
+            wrong.append(f"in {last.name}, exit code {each.exitcode}: {said(job)}")
     return wrong
 
 
