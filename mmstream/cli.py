@@ -202,6 +202,20 @@ def audit(
     return audit(dest, source=source)
 
 
+@verb(app, "export", "mmstream export s3://bucket/emb s3://bucket/clip --format clip-retrieval")
+def export(
+    dest: Dest,
+    out: Annotated[str, typer.Argument(help="An empty folder or URL.", metavar="OUT")],
+    format: Annotated[str, typer.Option(help="What for: clip-retrieval (autofaiss and embedding_reader too).")],
+    of: Annotated[str | None, typer.Option(help="image or text; both where there are both.")] = None,
+    rows_per_file: Annotated[int, typer.Option(help="At most so many rows in a file.", min=1)] = 1_000_000,
+) -> Any:
+    """Write an embedding set in the form of another tool: vectors as .npy, the rest as Parquet, rows aligned."""
+    from mmstream.embeddings.export import export
+
+    return export(dest, out, format=format, of=of, rows_per_file=rows_per_file)
+
+
 @verb(app, "train", "mmstream train jobs/recipes/pairs.yaml --out runs/pairs epochs=20")
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML recipe.", metavar="RECIPE")],

@@ -176,6 +176,21 @@ class Manifest(Record):
     totals: Totals | None = None
 
 
+class ExportRecord(Record):
+    """What lies in an exported folder, written last. The files come in the order of parts; `left_out` rows lack one of
+    the exported vectors."""
+
+    format: str = FORMAT
+    dest: str
+    manifest_sha256: str
+    export_format: str
+    modalities: list[str]
+    rows_per_file: int
+    rows: int
+    left_out: int
+    files: list[StoredObject]
+
+
 class IndexManifest(Record):
     """What one version of an index is made of. Every file is named with its SHA-256."""
 

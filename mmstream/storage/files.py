@@ -155,6 +155,22 @@ def write_bytes(url: str, data: bytes) -> None:
         sync_folder(target.parent)
 
 
+def upload(path: Path, url: str) -> None:
+    """A local file to `url`, whole or not at all, in constant memory. Where `url` is a path the file is moved there; it
+    has to lie on the same disk."""
+    fs, name = open_fs(url)
+    with mapped(url):
+        if not isinstance(fs, LocalFileSystem):
+            fs.put_file(str(path), name)
+            return
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+        target = Path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+        sync_folder(target.parent)
+
+
 def write_temporary(target: Path, data: bytes) -> Path:
     """`data`, synced to disk, in a file beside `target` whose name no other writer has."""
     try:
