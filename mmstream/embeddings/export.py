@@ -81,9 +81,8 @@ def export(
         DifferencesError: an object of the set is not what its record says.
     """
     if format not in FORMATS or rows_per_file < 1:
-        raise UsageError(
-            f"--format {format} --rows-per-file {rows_per_file}: give one of {FORMATS} and at least 1 row."
-        )
+        formats = ", ".join(FORMATS)
+        raise UsageError(f"--format {format} --rows-per-file {rows_per_file}: give {formats} and at least one row.")
     emb, out = EmbeddingSet.open(dest), absolute(out)
     modalities = _modalities(emb, of)
     wanted = ExportRecord(
