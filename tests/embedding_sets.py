@@ -21,7 +21,8 @@ from mmstream.schema import CATALOG, REJECT, ChunkRecord, Manifest, Totals, embe
 from mmstream.shards.catalog import build_catalog, to_parquet
 from mmstream.shards.group import read_chunks
 from mmstream.storage.commit import put_if_absent
-from mmstream.storage.files import RangeReader, join, write_bytes
+from mmstream.storage.files import join, write_bytes
+from mmstream.storage.ranges import RangeReader
 from mmstream.telemetry import Stopwatch
 
 Row = Mapping[str, Any]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from mmstream.storage.files import RangeReader
+from mmstream.storage.ranges import RangeReader
 
 BLOCK = 512
 EXTENSION_LIMIT = 1 << 20  # bytes of one pax header or GNU long name; a longer one is taken for damage

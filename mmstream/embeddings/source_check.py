@@ -17,7 +17,8 @@ from mmstream.embeddings.findings import Findings
 from mmstream.embeddings.recount import Recount, Row
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.schema import ChunkRecord, Damage
-from mmstream.storage.files import BLOCK_BYTES, RangeReader, info, is_local, read_bytes
+from mmstream.storage.files import info, is_local, read_bytes
+from mmstream.storage.ranges import BLOCK_BYTES, RangeReader
 
 LOCAL_BLOCK_BYTES = 1 << 15  # payloads larger than this are not read; remote requests cost too much to be so small
 

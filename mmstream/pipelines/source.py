@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 from mmstream.errors import RefusedError, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
 from mmstream.shards.group import Chunk, read_chunks
-from mmstream.storage.files import RangeReader
+from mmstream.storage.ranges import RangeReader
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32 << 20

@@ -1,32 +1,31 @@
 """Bytes at URLs: any fsspec URL or local path goes in, bytes come out, foreign errors become ours.
 
 Credentials come from the environment or the platform. File systems are rebuilt from the URL in every process, so
-nothing secret is ever pickled, and listings are never cached: what another process wrote is seen. `RangeReader` reads
-an object forward in ranged requests, each repeated on its own when it fails, so that no pattern of errors loses or
-repeats a byte.
+nothing secret is ever pickled, and listings are never cached: what another process wrote is seen. Shards are read by
+`storage.ranges`, which repeats what fails. `file`, `s3`, `http(s)` and `memory` (one process) are tested; other stores
+work as far as their fsspec package does.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import random
-import time
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+import stat
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from mmstream.errors import MmstreamError, Reason, Rejected, UnreachableError, UsageError
+from mmstream.errors import MmstreamError, Rejected, UnreachableError, UsageError
+from mmstream.storage import http
 
-BLOCK_BYTES = 8 << 20
-ATTEMPTS = 6
-T = TypeVar("T")
 _FORBIDDEN = ("pipe:", "shell:", "reference:")  # they run commands, or read what another file says
 
 
@@ -74,8 +73,8 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _check_scheme(url: str) -> None:
-    if url.startswith(_FORBIDDEN):
-        raise UsageError(f"{url}: such URLs are refused; give a file, s3, gs, az or http URL.")
+    if any(part.strip().lower().startswith(_FORBIDDEN) for part in url.split("::")):
+        raise UsageError(f"{url}: such URLs are refused, for they run commands. Give a file, s3, gs, az or http URL.")
 
 
 def is_local(url: str) -> bool:
@@ -108,9 +107,9 @@ def mapped(url: str) -> Generator[None]:
     except FileNotFoundError as e:
         raise UsageError(f"{url}: nothing is there. Check the path or URL.") from e
     except PermissionError as e:
-        raise UnreachableError(f"{url}: access denied ({e}). Check the credentials in the environment.") from e
+        raise denied(url, e) from e
     except Exception as e:
-        if not _is_store_error(e):
+        if not is_store_error(e):
             raise
         detail = f"{type(e).__name__}: {str(e)[:200]}"
         raise UnreachableError(
@@ -118,7 +117,11 @@ def mapped(url: str) -> Generator[None]:
         ) from e
 
 
-def _is_store_error(e: BaseException) -> bool:
+def denied(url: str, e: PermissionError) -> UnreachableError:
+    return UnreachableError(f"{url}: access denied ({e}). Check the credentials in the environment.")
+
+
+def is_store_error(e: BaseException) -> bool:
     module = type(e).__module__.split(".")[0]
     return isinstance(e, OSError) or module in (
         "botocore",
@@ -140,7 +143,9 @@ def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset`; fewer only at the end of the object."""
     fs, path = open_fs(url)
     with mapped(url):
-        return fs.cat_file(path, start=offset, end=offset + length)
+        data = fs.cat_file(path, start=offset, end=offset + length)
+    # An HTTP server that knows no ranges sends everything.
+    return data if len(data) <= length else data[offset : offset + length]
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -196,13 +201,18 @@ def sync_folder(folder: Path) -> None:
 def info(url: str) -> FileInfo:
     fs, path = open_fs(url)
     with mapped(url):
-        return _file_info(fs, fs.info(path))
+        return _info(fs, path)
 
 
 def exists(url: str) -> bool:
     fs, path = open_fs(url)
     with mapped(url):
-        return fs.exists(path)
+        if not isinstance(fs, HTTPFileSystem):
+            return fs.exists(path)
+        try:
+            return bool(_info(fs, path))
+        except FileNotFoundError:
+            return False
 
 
 def is_folder(url: str) -> bool:
@@ -212,149 +222,78 @@ def is_folder(url: str) -> bool:
 
 
 def list_files(url: str) -> list[FileInfo]:
-    """All files at and under a folder, sorted by URL; empty where there is no such folder."""
+    """All files at and under a folder, sorted by URL; empty where there is no such folder. Local links are followed.
+
+    Raises:
+        UsageError: a link points to nothing.
+    """
     fs, path = open_fs(url)
     with mapped(url):
-        found = fs.find(path, detail=True)
-    return _infos(fs, found.values())
+        if isinstance(fs, LocalFileSystem):
+            return _local_infos(_walk(path) if Path(path).is_dir() else [path] if Path(path).exists() else [])
+        return _infos(fs, fs.find(path, detail=True).values())
 
 
 def glob_files(pattern: str) -> list[FileInfo]:
-    """All files that match a pattern of `*`, `?`, `[…]` and `**`, sorted by URL."""
+    """All files that match a pattern of `*`, `?`, `[…]` and `**`, sorted by URL. Local links are followed.
+
+    Raises:
+        UsageError: a link points to nothing.
+    """
     fs, path = open_fs(pattern)
     with mapped(pattern):
-        found = fs.glob(path, detail=True)
-    return _infos(fs, found.values())
+        if isinstance(fs, LocalFileSystem):
+            return _local_infos(glob.glob(path, recursive=True))  # noqa: PTH207 (pathlib follows no links)
+        return _infos(fs, fs.glob(path, detail=True).values())
 
 
-def _infos(fs: fsspec.AbstractFileSystem, entries: Any) -> list[FileInfo]:
-    return sorted((_file_info(fs, e) for e in entries if e["type"] == "file"), key=lambda i: i.url)
+def _walk(folder: str) -> Iterator[str]:
+    """All files under `folder`, those of a folder that two names lead to under the first."""
+
+    def failed(e: OSError) -> None:
+        raise e
+
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=failed):
+        folders.sort()
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(root, name) for name in names)  # noqa: PTH118
 
 
-def _file_info(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> FileInfo:
+def _local_infos(paths: Iterable[str]) -> list[FileInfo]:
+    found = []
+    for path in sorted(paths):
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except FileNotFoundError as e:
+            if Path(path).is_symlink():
+                raise UsageError(f"{path}: links to nothing. Restore what it points to, or remove the link.") from e
+            continue  # went away since it was listed
+        if stat.S_ISREG(status.st_mode):
+            found.append(FileInfo(path, status.st_size, local_etag(status.st_mtime)))
+    return found
+
+
+def _infos(fs: fsspec.AbstractFileSystem, entries: Iterable[dict[str, Any]]) -> list[FileInfo]:
+    found = [_info(fs, e["name"]) if e["size"] is None else file_info(fs, e) for e in entries if e["type"] == "file"]
+    return sorted(found, key=lambda i: i.url)
+
+
+def _info(fs: fsspec.AbstractFileSystem, path: str) -> FileInfo:
+    return FileInfo(path, *http.stat(fs, path)) if isinstance(fs, HTTPFileSystem) else file_info(fs, fs.info(path))
+
+
+def file_info(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> FileInfo:
+    """What a file system says of one of its files."""
     name = entry["name"]
     if isinstance(fs, LocalFileSystem):
-        return FileInfo(name, entry["size"], str(int(entry["mtime"] * 1e6)))
+        return FileInfo(name, entry["size"], local_etag(entry["mtime"]))
     etag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash") or entry.get("created") or ""
-    if entry["size"] is None:
-        raise UnreachableError(f"{name}: the server does not say how large it is, so a cut could not be told.")
     return FileInfo(fs.unstrip_protocol(name), entry["size"], str(etag).strip('"'))
 
 
-class RangeReader:
-    """A forward reader of one object: `read`, `skip`, `tell`. Memory stays at two blocks whatever the object's size.
-
-    Remote objects are fetched one block ahead in a thread. A request that fails is repeated `ATTEMPTS` times with
-    full jitter; since every request names its own range, what was read before is neither lost nor read twice.
-
-    Raises (from the constructor and `read`):
-        Rejected: `unreadable` where the object is gone, `source_changed` where its size or etag is not as expected.
-        UnreachableError: the store did not answer any of the attempts, or refused.
-    """
-
-    def __init__(self, url: str, *, bytes: int | None = None, etag: str = "", block_bytes: int = BLOCK_BYTES) -> None:
-        self.url = url
-        self._fs, self._path = open_fs(url)
-        self._block_bytes = block_bytes
-        now = self._checked_info(bytes, etag)
-        self.size = now.bytes
-        self._position = 0
-        self._block = b""
-        self._block_start = 0
-        self._file = Path(self._path).open("rb", buffering=0) if isinstance(self._fs, LocalFileSystem) else None  # noqa: SIM115
-        self._ahead: ThreadPoolExecutor | None = None if self._file else ThreadPoolExecutor(1, "range-reader")
-        self._pending: tuple[int, Future[memoryview]] | None = None
-
-    def __enter__(self) -> RangeReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
-        if self._ahead:
-            self._ahead.shutdown(wait=False, cancel_futures=True)
-
-    def tell(self) -> int:
-        return self._position
-
-    def skip(self, n: int) -> None:
-        """Moves `n` bytes on, at most to the end. Blocks that lie wholly in between are never fetched."""
-        self._position = min(self._position + n, self.size)
-
-    def read(self, n: int) -> bytes:
-        """Exactly `n` bytes, fewer only at the end of the object."""
-        start, end = self._position, min(self._position + n, self.size)
-        self._position = end
-        offset = start - self._block_start
-        if offset >= 0 and end - self._block_start <= len(self._block):
-            return bytes(self._block[offset : end - self._block_start])
-        parts: list[memoryview] = []
-        while start < end:
-            self._load(start)
-            piece = memoryview(self._block)[start - self._block_start : end - self._block_start]
-            parts.append(piece)
-            start += len(piece)
-        return b"".join(parts)
-
-    def _load(self, position: int) -> None:
-        start = position - position % self._block_bytes
-        if self._block and start == self._block_start:
-            return
-        self._block = self._take(start)
-        self._block_start = start
-        following = start + self._block_bytes
-        if self._ahead and following < self.size:
-            self._pending = (following, self._ahead.submit(self._fetch, following))
-
-    def _take(self, start: int) -> memoryview:
-        pending, self._pending = self._pending, None
-        if pending and pending[0] == start:
-            return pending[1].result()
-        return self._fetch(start)
-
-    def _fetch(self, start: int) -> memoryview:
-        length = min(self._block_bytes, self.size - start)
-        try:
-            return memoryview(_repeated(lambda: self._fetch_once(start, length), self.url))
-        except FileNotFoundError:
-            raise Rejected(Reason.UNREADABLE, f"{self.url} went away at byte {start:,}") from None
-
-    def _fetch_once(self, start: int, length: int) -> bytes:
-        if self._file:
-            data = os.pread(self._file.fileno(), length, start)
-        else:
-            data = self._fs.cat_file(self._path, start=start, end=start + length)
-        if len(data) != length:
-            raise OSError(f"asked for {length} bytes at {start}, got {len(data)}")
-        return data
-
-    def _checked_info(self, bytes: int | None, etag: str) -> FileInfo:
-        try:
-            now = _repeated(lambda: _file_info(self._fs, self._fs.info(self._path)), self.url)
-        except FileNotFoundError:
-            raise Rejected(Reason.UNREADABLE, f"{self.url} is gone") from None
-        if bytes is not None and now.bytes != bytes:
-            raise Rejected(Reason.SOURCE_CHANGED, f"{self.url} has {now.bytes} bytes, the catalog says {bytes}")
-        if etag and now.etag and now.etag != etag:
-            raise Rejected(Reason.SOURCE_CHANGED, f"{self.url} has etag {now.etag}, the catalog says {etag}")
-        return now
-
-
-def _repeated(request: Callable[[], T], url: str) -> T:
-    for attempt in range(ATTEMPTS):
-        try:
-            return request()
-        except FileNotFoundError:
-            raise
-        except PermissionError as e:
-            raise UnreachableError(f"{url}: access denied ({e}). Check the credentials in the environment.") from e
-        except Exception as e:
-            if not _is_store_error(e):
-                raise
-            if attempt == ATTEMPTS - 1:
-                raise UnreachableError(
-                    f"{url}: {ATTEMPTS} attempts failed, the last with {type(e).__name__}: {str(e)[:200]}. "
-                    "What was committed stays; run the same command again when the store answers."
-                ) from e
-            time.sleep(random.uniform(0, min(8.0, 0.2 * 2**attempt)))
-    raise AssertionError("unreachable")
+def local_etag(mtime: float) -> str:
+    return str(int(mtime * 1e6))

@@ -12,7 +12,7 @@ from tars import Source, make_tar, special
 
 from mmstream.embeddings.recount import Recount, key_of
 from mmstream.shards.group import read_chunks, split_name
-from mmstream.storage.files import RangeReader
+from mmstream.storage.ranges import RangeReader
 
 
 def recounted(data: bytes) -> tuple[list[tuple[str, int]], int | None]:
