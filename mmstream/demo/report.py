@@ -45,11 +45,17 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of one query, nearest first, each with its encoded picture."""
+    """The hits of one query, nearest first, each with its encoded picture and whether the query is true of it.
+
+    `num_true` of the `num_pictures` that were searched are what the query says.
+    """
 
     query: str
     hits: Sequence[Hit]
     pictures: Sequence[bytes]
+    true: Sequence[bool]
+    num_true: int
+    num_pictures: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def _header(report: DemoReport) -> str:
     cards = [
         _headline(r1, "R@1, words to picture", seen, 1),
         _headline(r10, "R@10, words to picture", seen, 10),
-        _headline(unseen["text_to_image"]["r@1"], "R@1, pairs never seen in training", unseen, 1),
+        _headline(unseen["text_to_image"]["r@1"], "R@1, colour–shape pairs never seen", unseen, 1),
     ]
     return f"""<header><p class="eyebrow">mmstream demo</p>
 <h1>From made scenes to answered questions in {_duration(report.seconds)}</h1>
@@ -161,23 +167,29 @@ def _speed(stage: Stage) -> str:
 def _answers(answers: Sequence[Answer]) -> str:
     return (
         "<section><h2>What it finds</h2><p>Each row is one question to the index and the nearest pictures, with the "
-        "cosine of the two vectors. No picture here was shown in training.</p>"
+        "cosine of the two vectors. A question is a caption of the test set, taken because it is true of most pictures "
+        "of its kind, not because it is answered well. No picture here was shown in training.</p>"
         f"{''.join(map(_answer, answers))}</section>\n"
     )
 
 
 def _answer(answer: Answer) -> str:
     cards = "".join(
-        f"<li>{inline_image(thumbnail(picture), hit.caption or hit.key or '')}"
-        f'<b>{hit.score:.3f}</b><p dir="auto">{escape(hit.caption or "")}</p></li>'
-        for hit, picture in zip(answer.hits, answer.pictures, strict=True)
+        f'<li class="{"true" if true else "false"}">{inline_image(thumbnail(picture), hit.caption or hit.key or "")}'
+        f"<b>{hit.score:.3f}</b> <small>{'✓ fits' if true else '✗'}</small>"
+        f'<p dir="auto">{escape(hit.caption or "")}</p></li>'
+        for hit, picture, true in zip(answer.hits, answer.pictures, answer.true, strict=True)
     )
-    return f'<div class="answer"><h3 dir="auto">{escape(answer.query)}</h3><ol class="hits">{cards}</ol></div>'
+    found = f"true of {answer.num_true:,} of {answer.num_pictures:,} pictures, {sum(answer.true)} of them here"
+    return (
+        f'<div class="answer"><h3><q dir="auto">{escape(answer.query)}</q> <small>{found}</small></h3>'
+        f'<ol class="hits">{cards}</ol></div>'
+    )
 
 
 def _quality(report: DemoReport) -> str:
-    sets = (("Pairs seen in training", report.retrieval),
-            ("Pairs never seen in training", report.retrieval_unseen_pairs))  # fmt: skip
+    sets = (("Colour–shape pairs of training", report.retrieval),
+            ("Colour–shape pairs training never showed", report.retrieval_unseen_pairs))  # fmt: skip
     panels = "".join(_panel(name, retrieval) for name, retrieval in sets)
     known = any(retrieval["ceiling"] is not None for _, retrieval in sets)
     return f"""<section><h2>How well it finds</h2>

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.demo.report import Answer, DemoReport, Stage, Swapped, write_report
-from mmstream.demo.scene_shards import write_scenes
+from mmstream.demo.scene_shards import scene_of, write_scenes
+from mmstream.demo.scenes import fits
 from mmstream.embeddings.reader import EmbeddingSet
-from mmstream.encoders.build import load_encoder
+from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import UsageError
 from mmstream.index.build import build_index
 from mmstream.metrics import retrieval
@@ -38,14 +40,9 @@ from mmstream.telemetry import Progress, Report
 NUM_TRAIN, NUM_TEST, NUM_UNSEEN = 20_000, 1_000, 1_000
 FIELDS = ("fits", "unseen_pair", "swapped")
 HITS = 8
-QUERIES = (
-    "a large red circle",
-    "a tiny blue star at the top left",
-    "a green heart and a yellow moon",
-    "a big purple triangle above a small orange square",
-    "a cyan ring left of a black cross",
-    "a red star to the right of a blue square and above a green circle",
-)
+# Which captions are asked: (unseen pair?, number of objects). Of each kind the one that is true of most pictures, not
+# the one that is answered best.
+QUESTIONS = ((False, 1), (True, 1), (False, 2), (True, 2), (False, 3))
 _LIBRARIES = ("mmstream", "ray", "torch", "faiss", "webdataset", "pyarrow", "numpy")
 
 
@@ -109,18 +106,18 @@ def demo(dir: str) -> DemoRun:
         trained = train(recipe, out=run, overrides=data, evaluated=False)
         count.append(trained.samples)
     with stages.timed(
-        "embed", "unseen pairs encoded", "Pictures and captions become vectors, every row recorded."
+        "embed", "new pairs encoded", "Pictures and captions become vectors, every row recorded."
     ) as count:
         count.append(embed(join(dir, "test"), emb, f"run:{run}", fields=FIELDS).rows)
     with stages.timed("index", "vectors indexed", "An exact FAISS index, published as version 1.") as count:
         count.append(build_index(emb, index).num_vectors)
     with stages.timed("ask", "questions answered", "Words in, pictures out.") as count:
         seen, unseen, swapped = _measured(emb, f"run:{run}")
-        answers = _answers(index)
+        answers = _answers(emb, index)
         count.append(len(answers))
     seconds = time.monotonic() - start
     page = join(dir, "report.html")
-    commands = _next(dir, run, index, page)
+    commands = _next(dir, run, index, answers[0].query)
     write_report(
         page,
         DemoReport(
@@ -145,7 +142,7 @@ def demo(dir: str) -> DemoRun:
         stages={s.name: round(s.seconds, 1) for s in stages.shown},
         report=page,
         seconds=round(seconds, 1),
-        next=[command for command, _ in commands],
+        next=[f"open {page}", *(command for command, _ in commands)],
     )
 
 
@@ -182,12 +179,22 @@ def _measured(emb_url: str, model: str) -> tuple[dict[str, Any], dict[str, Any],
     return seen_r, unseen_r, Swapped(float(right.mean()), len(rows))
 
 
-def _answers(index_url: str) -> list[Answer]:
+def _answers(emb_url: str, index_url: str) -> list[Answer]:
+    """Captions of the test set as questions, each hit with whether the question is true of it."""
+    table = pa.concat_tables(EmbeddingSet.open(emb_url).tables(["key", "caption", "fits"]))
+    scenes = {key: scene_of(key) for key in table["key"].to_pylist()}
+    asked: dict[tuple[bool, int], tuple[int, str, str]] = {}
+    for row in table.to_pylist():
+        scene = scenes[row["key"]]
+        kind = scene.unseen_pair, len(scene.things)
+        asked[kind] = max(asked.get(kind, (0, "", "")), (int(row["fits"]), row["key"], row["caption"]))
     index = open_index(index_url)
     answers = []
-    for query in QUERIES:
-        hits = index.search(query, k=HITS)
-        answers.append(Answer(query, hits, [read_picture(index, hit) for hit in hits]))
+    for kind in QUESTIONS:
+        num_true, key, caption = asked[kind]
+        hits = index.search(caption, k=HITS)
+        true = [fits(scenes[key].claim, scenes[hit.key].things) for hit in hits]
+        answers.append(Answer(caption, hits, [read_picture(index, hit) for hit in hits], true, num_true, len(scenes)))
     return answers
 
 
@@ -195,13 +202,13 @@ def _metrics(run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_bytes(join(run, "metrics.jsonl")).splitlines() if line.strip()]
 
 
-def _next(dir: str, run: str, index: str, page: str) -> list[tuple[str, str]]:
+def _next(dir: str, run: str, index: str, question: str) -> list[tuple[str, str]]:
+    page, tars = join(dir, "hits.html"), join(dir, "test", "*.tar")
     return [
-        (f"open {page}", "look at what was done"),
-        (f'mmstream search {index} "a small green star" -k 5 --html {join(dir, "hits.html")}', "ask it yourself"),
-        (f"mmstream eval run:{run} '{join(dir, 'test')}/*.tar'", "measure it again, from pixels to recall"),
-        (f"mmstream audit {join(dir, 'emb')}", "check every record, row and hash"),
-        ("mmstream embed 's3://your-bucket/*.tar' s3://your-bucket/emb", "the same on your own pairs, with CLIP"),
+        (shlex.join(["mmstream", "search", index, question, "-k", "5", "--html", page]), "ask it yourself"),
+        (shlex.join(["mmstream", "eval", f"run:{run}", tars]), "measure it again, from pixels to recall"),
+        (shlex.join(["mmstream", "audit", join(dir, "emb"), "--source"]), "check every record, row and hash"),
+        (f"mmstream embed 's3://your-bucket/*.tar' s3://your-bucket/emb --model {DEFAULT_SPEC}", "your own pairs"),
     ]
 
 

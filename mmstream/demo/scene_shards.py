@@ -62,6 +62,12 @@ class _Part:
         return Random(f"{self.seed}/{self.kind}/{index}")
 
 
+def scene_of(key: str, seed: int = 0) -> Scene:
+    """The scene that the sample `key` shows."""
+    kind, index = key.rsplit("-", 1)
+    return make_scene(_Part("", seed, kind, 0, 0).rng(int(index)), unseen_pair=kind == "unseen")
+
+
 def count_fits(scenes: Sequence[Scene]) -> list[int]:
     """For each scene: in how many of `scenes` its first caption is true. At least 1, its own."""
     alike: dict[tuple[tuple[str, str], ...], list[int]] = defaultdict(list)

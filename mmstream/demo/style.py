@@ -29,7 +29,9 @@ section > p { max-width: 44rem; } small, .note { color: var(--muted); font-size:
 .path small { display: block; }
 .path p { font-size: .85rem; line-height: 1.4; margin: .5rem 0 0; }
 .answer { margin-top: 1.6rem; break-inside: avoid; }
-.answer h3::before { content: "“"; } .answer h3::after { content: "”"; }
+.answer h3 small { margin-left: .5em; white-space: nowrap; }
+.hits .true img { border: 2px solid var(--green); } .hits .true small { color: var(--green); font-weight: 600; }
+.hits small { font-size: .78rem; }
 .hits { list-style: none; margin: 0; padding: 0; display: grid; gap: .9rem;
   grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); }
 .hits img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--panel);

@@ -55,6 +55,10 @@ def hit(score: float, caption: str) -> Hit:
     return Hit(1, score, "000001", caption, 0, 1, None, 64, 64, 512, 900)
 
 
+def answer(query: str, hits: list[Hit], pictures: list[bytes]) -> Answer:
+    return Answer(query, hits, pictures, true=[True, False][: len(hits)], num_true=3, num_pictures=2000)
+
+
 def report(**changes: Any) -> DemoReport:
     made = DemoReport(
         retrieval=retrieval(0.8712, 0.9815),
@@ -63,7 +67,16 @@ def report(**changes: Any) -> DemoReport:
         stages=[Stage("scenes", 22000, "scenes", 3.4, "Rendered."), Stage("train", 120320, "samples seen", 104.2)],
         training=[{"step": 10 * i, "loss": 5 / (i + 1), "lr": 1e-3, "samples_per_second": 1000.0} for i in range(40)],
         batch_size=256,
-        answers=[Answer("a red circle", [hit(0.912, "one"), hit(0.834, "two")], [picture(), picture("blue")])],
+        answers=[
+            Answer(
+                "a red circle",
+                [hit(0.912, "one"), hit(0.834, "two")],
+                [picture(), picture("blue")],
+                [True, False],
+                3,
+                2000,
+            )
+        ],
         next=[("mmstream search /somewhere/index 'a star'", "ask it yourself")],
         seconds=171.3,
         machine={"cores": "2"},
@@ -97,7 +110,12 @@ def test_stages_queries_hits_commands_and_machine_are_shown() -> None:
     text = Page(render(report())).text
     expected = [
         *("22,000 scenes", "3.4 s · 6,470 per second", "1 min 44 s", "2 min 51 s in all"),
-        *("a red circle", "0.912 one", "0.834 two", "mmstream search /somewhere/index 'a star'"),
+        *(
+            "a red circle true of 3 of 2,000 pictures, 1 of them here",
+            "0.912 ✓ fits one",
+            "0.834 ✗ two",
+            "mmstream search /somewhere/index 'a star'",
+        ),
         *("cores 2", "mmstream 0.1.0"),
     ]
     for shown in expected:
@@ -130,7 +148,7 @@ def test_nearly_all_is_not_rounded_to_all() -> None:
 
 def test_strangers_text_stays_text() -> None:
     hostile = report(
-        answers=[Answer(HOSTILE, [hit(0.5, HOSTILE)], [picture()])],
+        answers=[answer(HOSTILE, [hit(0.5, HOSTILE)], [picture()])],
         stages=[Stage(HOSTILE, 1, HOSTILE, 1.0, HOSTILE)],
         next=[(HOSTILE, HOSTILE)],
         machine={HOSTILE: HOSTILE},
@@ -143,10 +161,10 @@ def test_strangers_text_stays_text() -> None:
 
 
 def test_pictures_are_encoded_anew_and_what_is_none_is_told() -> None:
-    html = render(report(answers=[Answer("q", [hit(0.5, "c")], [picture() + b"<script>trailing</script>"])]))
+    html = render(report(answers=[answer("q", [hit(0.5, "c")], [picture() + b"<script>trailing</script>"])]))
     assert html.count("data:image/jpeg") == 1
     with pytest.raises(Rejected):
-        render(report(answers=[Answer("q", [hit(0.5, "c")], [b"no picture"])]))
+        render(report(answers=[answer("q", [hit(0.5, "c")], [b"no picture"])]))
 
 
 @pytest.mark.parametrize("training", [[], [{"step": 1, "loss": 2.0}], [{"step": 1, "loss": float("nan")}] * 3])

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmstream.demo.scene_shards import count_fits, write_scenes
+from mmstream.demo.scene_shards import count_fits, scene_of, write_scenes
 from mmstream.demo.scenes import (
     COLOURS,
     HELD_OUT,
@@ -117,6 +118,12 @@ def test_a_sample_holds_its_picture_its_captions_and_the_truth_about_them(writte
         assert about["fits"] >= 1 and about["unseen_pair"] is False
         assert {"colour", "shape", "size", "x", "y"} == set(about["objects"][0])
     assert all(json.loads(p["json"])["unseen_pair"] for p in samples(written / "test" / "00001.tar").values())
+
+
+def test_a_sample_s_scene_is_known_by_its_key(written: Path):
+    for tar in ("test/00000.tar", "test/00001.tar", "train/00000.tar"):
+        for key, parts in samples(written / tar).items():
+            assert [asdict(thing) for thing in scene_of(key, seed=3).things] == json.loads(parts["json"])["objects"]
 
 
 def test_the_same_seed_gives_the_same_bytes(written: Path, tmp_path: Path):
