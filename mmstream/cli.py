@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,6 @@ from mmstream.errors import ExitCode, MmstreamError
 
 app = typer.Typer(
     name="mmstream",
-    help="Buckets of multimodal WebDataset shards in, embeddings, trained models and a searchable index out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +34,22 @@ index_app = typer.Typer(help="Build and inspect indexes.", no_args_is_help=True)
 synth_app = typer.Typer(help="Write made-up data sets to try things on.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 app.add_typer(synth_app, name="synth")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"mmstream {version('mmstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def mmstream(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Buckets of multimodal WebDataset shards in, embeddings, trained models and a searchable index out."""
+
 
 Sources = Annotated[list[str], typer.Argument(help="Globs, {braces}, folders or URLs of tar shards.", metavar="SRC…")]
 Dest = Annotated[str, typer.Argument(help="The embedding set's folder or URL.", metavar="DEST")]

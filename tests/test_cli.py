@@ -79,7 +79,7 @@ def tar(tmp_path: Path) -> Path:
         (["export", "{tmp}/nothing", "{tmp}/out", "--format", "hdf5"], 2, "give clip-retrieval"),
         (["index", "build", "{tmp}/nothing", "{tmp}/index"], 2, "no embedding set is there"),
         (["search", "{tmp}/nothing", "words"], 2, "no index is there"),
-        (["search", "{tmp}/nothing"], 2, "Ask with words or with --image"),
+        (["search", "{tmp}/nothing"], 2, "Give words or --image"),
         (["eval", "fake:8"], 2, "give the shards"),
         (["eval", "run:{tmp}/nothing", "{tmp}/a.tar"], 2, "no card is there"),
         (["embed"], 2, "Missing argument"),
@@ -118,6 +118,17 @@ def test_doctor_tries_a_folder_and_says_what_it_found(tmp_path: Path) -> None:
     assert {"python", "cores", "memory", "torch", "faiss", "gpu", "ray"} <= set(checks)
     assert checks[f"write {tmp_path}"]["found"] == "writable, honours put-if-absent"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    done = run("doctor", str(tmp_path / "a" / "b"), "--json")
+    assert done.returncode == 0
+    assert any("honours put-if-absent" in check["found"] for check in json.loads(done.stdout)["checks"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").stdout.startswith("mmstream 0.")
 
 
 def test_a_foreign_error_says_its_cause_and_where_its_traceback_is(capsys: pytest.CaptureFixture[str]) -> None:

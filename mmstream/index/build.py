@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmstream.embeddings.reader import EmbeddingSet
+from mmstream.errors import RefusedError
 from mmstream.index.encode import Encoded, OnProgress, chosen_modality, encode
 from mmstream.index.flat import FACTORY, METRIC
 from mmstream.index.publish import publish
-from mmstream.index.store import CATALOG, IDS, METADATA, VECTORS
+from mmstream.index.store import CATALOG, IDS, METADATA, VECTORS, highest_number, open_version
 from mmstream.schema import IndexManifest, StoredObject
 from mmstream.storage.files import absolute
 from mmstream.telemetry import Report
@@ -52,13 +53,15 @@ def build_index(
 
     Raises:
         UsageError: no embedding set is there, or it has no such vectors.
-        RefusedError: the set is unfinished, or its rows cannot be trusted.
+        RefusedError: the set is unfinished, its rows cannot be trusted, or the index at `index_url` holds vectors of
+            another encoder.
         DifferencesError: an object of the set is not what its record says.
         UnreachableError: a store does not answer.
     """
     started = time.perf_counter()
     emb, index_url = EmbeddingSet.open(emb_url), absolute(index_url)
     of = chosen_modality(emb, of)
+    _check_current(index_url, emb)
     encoded = encode(emb, of, on_progress)
     version = publish(index_url, _files(encoded, emb.catalog), lambda files: _manifest(emb, of, encoded, files))
     return IndexReport(
@@ -73,6 +76,18 @@ def build_index(
         seconds=round(time.perf_counter() - started, 3),
         next=[shlex.join(["mmstream", "search", index_url, "a few words", "-k", "10", "--html", "hits.html"])],
     )
+
+
+def _check_current(index_url: str, emb: EmbeddingSet) -> None:
+    """All versions of an index answer to one encoder."""
+    if not highest_number(index_url):
+        return
+    now = open_version(index_url).manifest
+    if now.fingerprint != emb.manifest.fingerprint:
+        raise RefusedError(
+            f"{index_url}: fingerprint differs: this index holds vectors of {now.encoder}, {emb.url} of "
+            f"{emb.manifest.encoder}. Build into another folder."
+        )
 
 
 def _files(encoded: Encoded, catalog: pa.Table) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from mmstream.errors import ExitCode, MmstreamError
 from mmstream.pipelines.resources import OBJECT_STORE_BYTES, cores
 from mmstream.storage.commit import honours_put_if_absent
-from mmstream.storage.files import absolute, glob_files, is_folder, list_files
+from mmstream.storage.files import absolute, glob_files, is_folder, is_local, list_files
 from mmstream.telemetry import Report
 
 
@@ -50,7 +50,10 @@ class DoctorReport(Report):
 
 
 def doctor(url: str | None = None) -> DoctorReport:
-    """All checks of this machine; with `url` also whether it can be read, written, and honours put-if-absent."""
+    """All checks of this machine; with `url` also whether it can be read, written, and honours put-if-absent.
+
+    The latter two are tried with an object that is removed again, and so is a folder that was made for it.
+    """
     checks = [_python(), _cores(), _memory(), _shared_memory(), _disk(), _torch(), _faiss(), _gpu(), _ray()]
     if url is not None:
         checks += _url_checks(absolute(url))
@@ -167,7 +170,11 @@ def _readable(url: str) -> Check:
 
 def _writable(url: str) -> Check:
     folder = url.rsplit("/", 1)[0] if any(c in url for c in "*?[") else url
-    if honours_put_if_absent(folder):
+    missing = [p for p in (Path(folder), *Path(folder).parents) if not p.exists()] if is_local(folder) else []
+    honoured = honours_put_if_absent(folder)
+    for made in missing:
+        made.rmdir()
+    if honoured:
         return Check(name=f"write {folder}", ok=True, found="writable, honours put-if-absent")
     advice = "Conditional writes are ignored here: run one job at a time on one destination."
     return Check(name=f"write {folder}", ok=True, found="writable, without put-if-absent", advice=advice)

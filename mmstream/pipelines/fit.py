@@ -119,8 +119,8 @@ def train(
     run = absolute(out)
     overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
     wanted = Recipe.from_yaml(read_bytes(absolute(recipe)).decode(), overrides, where=recipe)
-    _claim(run, wanted)
     catalog = limited(build_catalog(wanted.data.train), limit)
+    _claim(run, wanted)
     before = latest_record(run)
     if before and finished_epochs(run) >= wanted.epochs:
         if exists(join(run, "card", "config.json")):

@@ -47,8 +47,10 @@ def answer(
         UsageError: no index, or neither or both of a query and a picture.
         RefusedError: `model`, or what the index names, is not the encoder that made the index.
     """
-    if (query is None) == (image is None):
-        raise UsageError('Ask with words or with --image FILE: mmstream search INDEX "a map of the world".')
+    if query is not None and image is not None:
+        raise UsageError(f"asked with words ({query!r}) and with a picture ({image}) at once: give one of them.")
+    if query is None and image is None:
+        raise UsageError('nothing is asked. Give words or --image FILE: mmstream search INDEX "a map of the world".')
     start = time.perf_counter()
     index = open_index(index_url, encoder=model)
     hits: list[Hit] = index.search(query, image=image, k=k)
@@ -64,13 +66,13 @@ def answer(
         num_vectors=len(index),
         seconds=round(time.perf_counter() - start, 3),
         html=html,
-        next=[f"open {html}"] if html else [_as_page(index.url, query, image)],
+        next=[f"open {html}"] if html else [_as_page(index.url, query, image, k)],
     )
 
 
-def _as_page(url: str, query: str | None, image: str | None) -> str:
+def _as_page(url: str, query: str | None, image: str | None, k: int) -> str:
     asked = ["--image", image] if image is not None else [query or ""]
-    return shlex.join(["mmstream", "search", url, *asked, "--html", "hits.html"])
+    return shlex.join(["mmstream", "search", url, *asked, "-k", str(k), "--html", "hits.html"])
 
 
 def _short(caption: str | None) -> str:

@@ -72,6 +72,14 @@ def test_building_again_publishes_the_next_version_and_keeps_the_first(tmp_path:
     assert open_version(url).info().versions == [1, 2]
 
 
+def test_an_index_of_another_encoder_is_not_built_over(tmp_path: Path) -> None:
+    url = str(tmp_path / "index")
+    build_index(three_shards(tmp_path), url)
+    with pytest.raises(RefusedError, match="fingerprint differs: this index holds vectors of"):
+        build_index(three_shards(tmp_path / "other", fingerprint="f" * 64), url)
+    assert open_version(url).info().versions == [1]
+
+
 def test_an_unfinished_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="finished is false"):
         build_index(three_shards(tmp_path, finished=False), str(tmp_path / "index"))

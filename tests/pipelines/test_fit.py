@@ -141,6 +141,12 @@ def test_batches_are_the_same_for_another_number_of_workers_and_for_a_run_that_g
     assert ids(streamed(recipe, tmp_path, "workers=3", skip_batches=4)) == whole[4:]
 
 
+def test_shards_that_are_not_there_leave_no_run_behind(recipe: str, tmp_path: Path):
+    with pytest.raises(UsageError, match="nothing is there"):
+        train(recipe, out=str(tmp_path / "run"), overrides=["data.train=/nowhere/0.tar"])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_is_not_its_own(
     recipe: str, tmp_path: Path
