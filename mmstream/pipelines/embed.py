@@ -30,7 +30,7 @@ from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.ledger import Ledger
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
-from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS, ShardTask, chunks_of, from_row
+from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS, ShardTask, from_row, num_rows
 from mmstream.schema import METADATA, ChunkRecord, Manifest
 from mmstream.shards.catalog import build_catalog, check_same, from_parquet, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
@@ -206,7 +206,7 @@ def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
     kept, left = [], limit
     for entry in catalog.to_pylist():
         task = ShardTask(entry["shard"], entry["url"], entry["bytes"], entry["etag"], max_rows=left)
-        rows = sum(chunk.num_samples for chunk in chunks_of(task))
+        rows = num_rows(task)
         # A shard that is taken whole keeps no bound: behind one, damage at its end would go unseen.
         kept.append({**entry, "max_rows": left if rows >= left else None})
         left -= rows

@@ -19,7 +19,7 @@ from ray.data.block import BlockMetadata
 
 from mmstream.errors import RefusedError, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
-from mmstream.shards.group import Chunk, read_chunks
+from mmstream.shards.group import Chunk, count_rows, read_chunks
 from mmstream.storage.ranges import RangeReader
 
 CHUNK_ROWS = 512
@@ -126,6 +126,19 @@ def chunks_of(task: ShardTask) -> Iterator[Chunk]:
         yield from read_chunks(
             reader, task.shard, chunk_rows=CHUNK_ROWS, chunk_bytes=CHUNK_BYTES, max_rows=task.max_rows, skip=task.skip
         )
+
+
+def num_rows(task: ShardTask) -> int:
+    """How many rows a shard has, at most `task.max_rows`, counted without reading what they hold; 0 if it is gone.
+
+    Raises:
+        UnreachableError: the store does not answer.
+    """
+    try:
+        with RangeReader(task.url, bytes=task.bytes, etag=task.etag) as reader:
+            return count_rows(reader, task.max_rows)
+    except Rejected:
+        return 0  # what became of it is for those to say who read
 
 
 def _no_samples() -> pa.Table:

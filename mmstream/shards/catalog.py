@@ -1,22 +1,26 @@
-"""Patterns become a frozen, numbered list of shards: number, URL, size and etag, in sorted order.
+"""Sources become a frozen, numbered list of shards: number, URL, size, etag and perhaps SHA-256.
 
 The catalog is made once, before the first sample is read, and stored with whatever is made from it: a sample's id
-counts on the shard's number. Patterns are globs, braces (`{00000..00041}.tar`), directories and plain URLs.
+counts on the shard's number. Sources are globs, braces (`{00000..00041}.tar`), folders, plain URLs, lists of these
+(`shards.lists`), and at most one stored catalog, whose shards keep their numbers; new ones come after, sorted by URL.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os.path
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
-from mmstream.errors import RefusedError, UsageError
+from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.schema import CATALOG
+from mmstream.shards.lists import Listed, is_catalog, is_list, read_list
 from mmstream.storage.files import (
     FileInfo,
     absolute,
@@ -28,53 +32,112 @@ from mmstream.storage.files import (
     list_files,
     read_bytes,
 )
+from mmstream.storage.ranges import RangeReader
 
 MAX_EXPANSION = 10_000_000
+QUESTIONS_AT_ONCE = 16  # of a store, about shards that are named one by one
 
 
-def build_catalog(sources: str | Sequence[str]) -> pa.Table:
-    """All shards that `sources` name, as a table of schema.CATALOG sorted by URL, each once.
+class _Shard(NamedTuple):
+    url: str
+    bytes: int
+    etag: str
+    max_rows: int | None
+    sha256: str | None
+
+
+def build_catalog(sources: str | Sequence[str], *, checksums: bool = False) -> pa.Table:
+    """All shards that `sources` name, as a table of schema.CATALOG, each once.
+
+    Sorted by URL, but for those of a stored catalog, which come first and as they were. With `checksums` every shard
+    whose SHA-256 is not known is read once for it.
 
     Raises:
-        UsageError: a source is missing or a pattern matches nothing.
+        UsageError: a source is missing, a pattern matches nothing, or two sources contradict each other.
+        RefusedError: a stored catalog is none.
         UnreachableError: a store does not answer.
     """
     patterns = [sources] if isinstance(sources, str) else list(sources)
-    found: dict[str, FileInfo] = {}
+    stored = [p for p in patterns if is_catalog(p)]
+    if len(stored) > 1:
+        raise UsageError(f"{' and '.join(stored)}: two catalogs, and both number their shards from 0. Give one.")
+    shards: dict[str, _Shard] = {}
+    if stored:
+        kept = from_parquet(read_bytes(stored[0]), stored[0])
+        _add(shards, (_Shard(*row.values()) for row in kept.drop_columns("shard").to_pylist()))
+    num_kept = len(shards)
     for pattern in patterns:
-        for shard in _expand(pattern):
-            found[shard.url] = shard
-    shards = [found[url] for url in sorted(found)]
-    return pa.table(
-        [
-            pa.array(range(len(shards)), pa.int32()),
-            pa.array([s.url for s in shards], pa.string()),
-            pa.array([s.bytes for s in shards], pa.int64()),
-            pa.array([s.etag for s in shards], pa.string()),
-            pa.nulls(len(shards), pa.int64()),
-            pa.nulls(len(shards), pa.string()),
-        ],
-        schema=CATALOG,
-    )
+        if not is_catalog(pattern):
+            _add(shards, _named(pattern))
+    urls = list(shards)
+    in_order = [shards[url] for url in urls[:num_kept] + sorted(urls[num_kept:])]
+    catalog = pa.table([range(len(in_order)), *(zip(*in_order, strict=True) if in_order else [[]] * 5)], schema=CATALOG)
+    return _with_checksums(catalog) if checksums else catalog
 
 
-def _expand(pattern: str) -> list[FileInfo]:
-    shards: list[FileInfo] = []
-    for url in _braces(pattern):
-        url = absolute(url)
-        if any(c in url for c in "*?[") and not (is_local(url) and exists(url)):
-            shards += [f for f in glob_files(url) if not _is_aside(f.url)]
-        elif url.endswith(".tar") and not is_local(url):
-            shards.append(info(url))  # without asking for a folder first: over http that would read the shard
-        elif is_folder(url):
-            shards += [f for f in list_files(url) if f.url.endswith(".tar") and not _is_aside(f.url)]
+def _add(shards: dict[str, _Shard], more: Iterable[_Shard]) -> None:
+    for shard in more:
+        known = shards.setdefault(shard.url, shard)
+        if known[1:3] != shard[1:3] or (known.sha256 and shard.sha256 and known.sha256 != shard.sha256):
+            raise UsageError(f"{shard.url}: two sources contradict each other: {known[1:]} and {shard[1:]}.")
+        if shard.sha256 and not known.sha256:
+            shards[shard.url] = known._replace(sha256=shard.sha256)
+
+
+def _named(pattern: str) -> list[_Shard]:
+    """The shards of one source that is no catalog."""
+    entries = read_list(pattern) if is_list(pattern) else [Listed(pattern)]
+    shards, questions = [], []
+    for entry in (e._replace(url=absolute(url)) for e in entries for url in _braces(e.url)):
+        if entry.bytes is not None and entry.etag is not None:
+            shards.append(_Shard(entry.url, entry.bytes, entry.etag, None, entry.sha256))
         else:
-            shards.append(info(url))
+            questions.append(entry)
+    with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as pool:
+        for found in pool.map(_found, questions):
+            shards += found
     if not shards:
         raise UsageError(
-            f"{pattern}: no shard matches. Give a glob, a {{brace}} pattern, or a folder that holds .tar files."
+            f"{pattern}: no shard matches. Give a glob, a {{brace}} pattern, a list, or a folder that holds .tar files."
         )
     return shards
+
+
+def _found(listed: Listed) -> list[_Shard]:
+    """The shards of one glob, folder or URL."""
+    url, num_bytes, etag, sha256 = listed
+    files = _files(url)
+    is_described = listed[1:] != (None, None, None)
+    if is_described and len(files) != 1:
+        raise UsageError(f"{url}: names {len(files):,} shards, and what the list says of it fits one only.")
+    return [
+        _Shard(f.url, f.bytes if num_bytes is None else num_bytes, f.etag if etag is None else etag, None, sha256)
+        for f in files
+    ]
+
+
+def _files(url: str) -> list[FileInfo]:
+    if any(c in url for c in "*?[") and not (is_local(url) and exists(url)):
+        return [f for f in glob_files(url) if not _is_aside(f.url)]
+    if url.endswith(".tar") and not is_local(url):
+        return [info(url)]  # without asking for a folder first: over http that would read the shard
+    if is_folder(url):
+        return [f for f in list_files(url) if f.url.endswith(".tar") and not _is_aside(f.url)]
+    return [info(url)]
+
+
+def _with_checksums(catalog: pa.Table) -> pa.Table:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sums = list(pool.map(lambda c: c["sha256"] or _sha256(c["url"], c["bytes"], c["etag"]), catalog.to_pylist()))
+    return catalog.set_column(CATALOG.get_field_index("sha256"), "sha256", pa.array(sums, pa.string()))
+
+
+def _sha256(url: str, num_bytes: int, etag: str) -> str:
+    try:
+        with RangeReader(url, bytes=num_bytes, etag=etag) as reader:
+            return reader.sha256()
+    except Rejected as e:
+        raise UsageError(f"{e.detail}: it was changed while its checksum was made. Start again.") from e
 
 
 def _is_aside(url: str) -> bool:
@@ -83,6 +146,8 @@ def _is_aside(url: str) -> bool:
 
 
 def _braces(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
     try:
         expanded = []
         for url in braceexpand(pattern):

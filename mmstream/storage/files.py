@@ -63,7 +63,7 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: an unknown scheme, one that runs commands, or one whose package is not installed.
     """
-    _check_scheme(url)
+    check_scheme(url)
     try:
         return url_to_fs(url, **_options(scheme(url)))
     except ImportError as e:
@@ -72,7 +72,11 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UsageError(f"{url}: {e}.") from e
 
 
-def _check_scheme(url: str) -> None:
+def check_scheme(url: str) -> None:
+    """
+    Raises:
+        UsageError: the URL, or a part of a chained one, would run a command.
+    """
     if any(part.strip().lower().startswith(_FORBIDDEN) for part in url.split("::")):
         raise UsageError(f"{url}: such URLs are refused, for they run commands. Give a file, s3, gs, az or http URL.")
 
@@ -87,7 +91,7 @@ def absolute(url: str) -> str:
     Raises:
         UsageError: a scheme that is refused.
     """
-    _check_scheme(url)
+    check_scheme(url)
     if is_local(url):
         return os.path.normpath(Path(url.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
     return url.rstrip("/")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tars import File, Source, make_tar, special
 
 from mmstream.errors import Reason, Rejected
-from mmstream.shards.group import CHUNK, Chunk, read_chunks, split_name
+from mmstream.shards.group import CHUNK, Chunk, count_rows, read_chunks, split_name
 
 SAMPLE_BYTES = 6 * 512  # of one `sample`: three members, each a header and a payload of one block
 PAYLOADS = ("image", "audio", "video", "text", "json", "cls")
@@ -195,6 +195,7 @@ def test_skipping_chunks_changes_no_other(
     assert rest == [c for c in everything if c.number not in skip]
     assert [c.end for c in everything] == [False] * (len(everything) - 1) + [True]
     assert [c.number for c in everything] == list(range(len(everything)))
+    assert count_rows(Source(data), max_rows) == sum(c.num_samples for c in everything)
     rows = [r for c in everything for r in c.table["row"].to_pylist()]
     assert rows == list(range(len(rows)))
     assert [c.first_row for c in everything if c.num_samples] == [
@@ -208,6 +209,12 @@ def test_the_payload_of_skipped_chunks_is_not_read() -> None:
     chunks = list(read_chunks(source, 0, chunk_rows=2, skip=frozenset({0, 2})))
     assert [c.table["key"].to_pylist() for c in chunks] == [["c", "d"]]
     assert source.num_read < 2 * 50_000 + 4 * 50_000 / 10 + (1 << 16)
+
+
+def test_rows_are_counted_without_reading_what_they_hold() -> None:
+    source = Source(make_tar([f for k in "abcdef" for f in sample(k, size=50_000)]))
+    assert count_rows(source) == 6
+    assert source.num_read < 6 * 3 * 512 + (1 << 17)
 
 
 def test_max_rows_ends_a_shard_undamaged() -> None:
