@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from faults import kills, planted
+from faults import flips, kills, planted
 from faults.phases import Phase
 from faults.places import place
 from faults.proxy import Action
@@ -68,7 +68,27 @@ def requests_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
     return Outcome(title, ["request", *Action], rows, violations, time.monotonic() - began)
 
 
-PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {"kills": kills_part, "requests": requests_part}
+def flips_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
+    """Part 3: single bits."""
+    began, found, share = time.monotonic(), flips.Flips(), 10 if quick else 1
+    for protection in flips.PROTECTIONS:
+        with place("local") as where:
+            flips.flip_shards(where.logs, protection, 450 // share, seed, found)
+    with place("local") as where:
+        flips.flip_finished_set(where, 120 // share, seed, found)
+    with place("local") as where:
+        flips.flip_begun_set(where, 60 // share, seed, found)
+    rows = [[t, *(found.fates[t, fate] for fate in flips.Fate)] for t in found.targets()]
+    rows.append(["all", *(sum(n for (_, f), n in found.fates.items() if f is fate) for fate in flips.Fate)])
+    title = f"{found.fates.total():,} single-bit flips"
+    return Outcome(title, ["flipped in", *flips.Fate], rows, found.violations, time.monotonic() - began)
+
+
+PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {
+    "kills": kills_part,
+    "requests": requests_part,
+    "flips": flips_part,
+}
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from faults import phases
 from PIL import Image
 from tars import make_tar
@@ -59,11 +61,11 @@ def picture(seed: int, size: int = 12) -> bytes:
     return out.getvalue()
 
 
-def sample(i: int, **about: str) -> list[tuple[str, bytes]]:
+def sample(i: int) -> list[tuple[str, bytes]]:
     return [
         (f"{i:06}.png", picture(i)),
         (f"{i:06}.txt", b"picture number %d" % i),
-        (f"{i:06}.json", json.dumps({"url": f"http://example.org/{i}.png", **about}).encode()),
+        (f"{i:06}.json", json.dumps({"url": f"http://example.org/{i}.png"}).encode()),
     ]
 
 
@@ -80,7 +82,7 @@ def make_source(rows: tuple[int, ...] = (20, 16, 9, 8, 12, 24, 7, 14)) -> tuple[
                 own[1] = (own[1][0], b"\xff\xfe not UTF-8")
             files += own
         data, whole = make_tar(files), n
-        if shard == len(rows) - 1 and n > 9:
+        if shard == len(rows) - 1:
             data, whole = data[: data.index(f"{i + 9:06}.png".encode())], 9
         shards[f"{shard:05}.tar"] = data
         keys.append([f"{i + row:06}" for row in range(whole)])
@@ -139,9 +141,18 @@ def _in_turn(ledger: Any, tasks: list, encoder: Any, fields: tuple[str, ...], nu
 
 
 def records_of(dest: str, tasks: list, encoder: Any, fields: tuple[str, ...]) -> Iterator[Any]:
-    from concurrent.futures import ThreadPoolExecutor
-
+    """The records of the chunks of `tasks`, each as soon as it is committed."""
     from mmstream.embeddings import writer
+
+    for info, rows, rejects in encoded(tasks, encoder, fields):
+        place = {name: getattr(info, name) for name in ("shard", "chunk", "first_row", "num_samples", "end")}
+        origin = {name: getattr(info, name) for name in ("damage", "source_bytes", "source_etag")}
+        result = writer.ChunkResult(**place, **origin, rows=rows, rejects=rejects)
+        yield writer.commit_chunk(dest, result, encoder.fingerprint)
+
+
+def encoded(tasks: list, encoder: Any, fields: tuple[str, ...] = ()) -> Iterator[tuple[Any, pa.Table, pa.Table]]:
+    """What the chunks of `tasks` say of themselves, their rows and their rejects."""
     from mmstream.pipelines import encode, source
     from mmstream.telemetry import Stopwatch
 
@@ -149,8 +160,4 @@ def records_of(dest: str, tasks: list, encoder: Any, fields: tuple[str, ...]) ->
         for task in tasks:
             for row in source.read_rows(task):
                 info, samples = source.from_row(row)
-                rows, rejects = encode.encode_chunk(info, samples, encoder, fields, pool=pool, watch=Stopwatch())
-                place = {name: getattr(info, name) for name in ("shard", "chunk", "first_row", "num_samples", "end")}
-                origin = {name: getattr(info, name) for name in ("damage", "source_bytes", "source_etag")}
-                result = writer.ChunkResult(**place, **origin, rows=rows, rejects=rejects)
-                yield writer.commit_chunk(dest, result, encoder.fingerprint)
+                yield info, *encode.encode_chunk(info, samples, encoder, fields, pool=pool, watch=Stopwatch())
