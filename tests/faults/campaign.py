@@ -9,10 +9,13 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
-from faults import flips, kills, planted
+from faults import flips, kills, planted, through_ray
 from faults.phases import Phase
 from faults.places import place
 from faults.proxy import Action
@@ -84,10 +87,32 @@ def flips_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
     return Outcome(title, ["flipped in", *flips.Fate], rows, found.violations, time.monotonic() - began)
 
 
+def ray_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
+    """Part 4: through Ray."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, through_ray.bench(Path(folder)) as on:
+        tally = through_ray.campaign(on, through_ray.AIMS[:: 4 if quick else 1], seed)
+    phases = list(dict.fromkeys([*kills.WORK, *(phase for _, phase in tally.kills)]))
+    rows = []
+    for victim in through_ray.Victim:
+        by_phase = [tally.kills[victim, phase] for phase in phases]
+        rows.append([victim, sum(by_phase), *by_phase])
+    total = Counter({phase: sum(tally.kills[v, phase] for v in through_ray.Victim) for phase in phases})
+    rows.append(["all", total.total(), *(total[phase] for phase in phases)])
+    violations = [*tally.violations, *([] if quick else kills.thin_phases(total))]
+    judged = (
+        f"{tally.sets} sets in {tally.runs} runs: {tally.lost} lost, {tally.doubled} doubled, {tally.unequal} unequal"
+    )
+    title = f"SIGKILL through Ray, {judged}"
+    columns = ["killed", "kills", *(phase.name.lower() for phase in phases)]
+    return Outcome(title, columns, rows, violations, time.monotonic() - began)
+
+
 PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {
     "kills": kills_part,
     "requests": requests_part,
     "flips": flips_part,
+    "ray": ray_part,
 }
 
 
