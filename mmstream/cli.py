@@ -218,6 +218,19 @@ def audit(
     return audit(dest, source=source)
 
 
+@verb(app, "rejects", "mmstream rejects s3://bucket/emb --html rejects.html")
+def rejects(
+    dest: Dest,
+    reason: Annotated[str | None, typer.Option(help="Show rejects of this reason only.")] = None,
+    limit: Annotated[int, typer.Option(help="Show at most so many of each reason.", min=0)] = 12,
+    html: Annotated[str | None, typer.Option(help="Also write a page with what can be shown.", metavar="FILE")] = None,
+) -> Any:
+    """What was set aside and why: counts by reason, the first ones of each, and a page to look at."""
+    from mmstream.pipelines.rejects import rejects
+
+    return rejects(dest, reason=reason, limit=limit, html=html)
+
+
 @verb(app, "export", "mmstream export s3://bucket/emb s3://bucket/clip --format clip-retrieval")
 def export(
     dest: Dest,
