@@ -103,7 +103,7 @@ def _context() -> Any:
     """Processes are forked from a server that imported mmstream once: a start costs milliseconds."""
     context = multiprocessing.get_context("forkserver")
     tests = Path(__file__).resolve().parents[1]
-    path = [str(tests.parent), str(tests), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(tests.parent), str(tests)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
     context.set_forkserver_preload(["faults.kills", "mmstream.pipelines.embed", "s3fs", "pytest"])
     return context
@@ -122,36 +122,36 @@ def _run(job: Job, writer: Connection) -> None:
 def embed_here(job: Job) -> None:
     """`embed` in this process, without Ray, in chunks of `CHUNK_ROWS`."""
     from mmstream.pipelines import embed as module
+    from mmstream.pipelines.resources import Shares
 
     for loaded in [m for name, m in sys.modules.items() if name.startswith("mmstream.")]:
         if hasattr(loaded, "CHUNK_ROWS"):
             loaded.CHUNK_ROWS = CHUNK_ROWS  # ty: ignore[invalid-assignment]
     module.start_ray = lambda: None
-    module._run = _in_turn
+    module.encode_shares = lambda *_: Shares(1, 0.5, 1, 1.0, 0.0, encoder_threads=1)
+    if hasattr(module, "run"):
+        module.run = lambda opened, ledger, tasks, encoder: _in_turn(ledger, tasks, encoder)
+    else:
+        module._run = lambda ledger, tasks, encoder, fields, num_shards: _in_turn(ledger, tasks, encoder)
     if job.planted:
         job.planted()
     module.embed(job.source, job.dest, model=MODEL, max_rejects=1.0)
 
 
-def _in_turn(ledger: Any, tasks: list, encoder: Any, fields: tuple[str, ...], num_shards: int) -> dict[str, float]:
+def _in_turn(ledger: Any, tasks: list, encoder: Any) -> dict[str, float]:
     """What Ray's stages do, one chunk after the other."""
-    for record in records_of(ledger.dest, tasks, encoder, fields):
-        ledger.add(record)
-    return {}
-
-
-def records_of(dest: str, tasks: list, encoder: Any, fields: tuple[str, ...]) -> Iterator[Any]:
-    """The records of the chunks of `tasks`, each as soon as it is committed."""
     from mmstream.embeddings import writer
 
-    for info, rows, rejects in encoded(tasks, encoder, fields):
+    for info, rows, rejects in encoded(tasks, encoder):
         place = {name: getattr(info, name) for name in ("shard", "chunk", "first_row", "num_samples", "end")}
         origin = {name: getattr(info, name) for name in ("damage", "source_bytes", "source_etag")}
         result = writer.ChunkResult(**place, **origin, rows=rows, rejects=rejects)
-        yield writer.commit_chunk(dest, result, encoder.fingerprint)
+        generation = [ledger.generations.get(info.shard, 0)] if hasattr(ledger, "generations") else []
+        ledger.add(writer.commit_chunk(ledger.dest, result, encoder.fingerprint, *generation))
+    return {}
 
 
-def encoded(tasks: list, encoder: Any, fields: tuple[str, ...] = ()) -> Iterator[tuple[Any, pa.Table, pa.Table]]:
+def encoded(tasks: list, encoder: Any) -> Iterator[tuple[Any, pa.Table, pa.Table]]:
     """What the chunks of `tasks` say of themselves, their rows and their rejects."""
     from mmstream.pipelines import encode, source
     from mmstream.telemetry import Stopwatch
@@ -160,4 +160,4 @@ def encoded(tasks: list, encoder: Any, fields: tuple[str, ...] = ()) -> Iterator
         for task in tasks:
             for row in source.read_rows(task):
                 info, samples = source.from_row(row)
-                yield info, *encode.encode_chunk(info, samples, encoder, fields, pool=pool, watch=Stopwatch())
+                yield info, *encode.encode_chunk(info, samples, encoder, (), pool=pool, watch=Stopwatch())
