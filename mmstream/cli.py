@@ -218,6 +218,14 @@ def audit(
     return audit(dest, source=source)
 
 
+@verb(app, "gc", "mmstream gc s3://bucket/emb --dry-run")
+def gc(dest: Dest, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False) -> Any:
+    """Remove what killed writers left: objects that no record refers to and temporaries, older than a day."""
+    from mmstream.embeddings.gc import gc
+
+    return gc(dest, dry_run=dry_run)
+
+
 @verb(app, "rejects", "mmstream rejects s3://bucket/emb --html rejects.html")
 def rejects(
     dest: Dest,

@@ -15,7 +15,7 @@ from tars import make_tar
 from mmstream.cli import _run
 from mmstream.errors import ExitCode
 
-VERBS = ["demo", "doctor", "inspect", "embed", "audit", "rejects", "export", "train", "eval", "search"]
+VERBS = ["demo", "doctor", "inspect", "embed", "audit", "gc", "rejects", "export", "train", "eval", "search"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -75,6 +75,7 @@ def tar(tmp_path: Path) -> Path:
         (["embed", "{tmp}/a.tar"], 2, "at least one source and a destination"),
         (["embed", "pipe:cat a.tar", "{tmp}/emb", "--model", "fake:8"], 2, "are refused"),
         (["audit", "{tmp}/nothing"], 2, "no embedding set is there"),
+        (["gc", "{tmp}/nothing"], 2, "no embedding set is there"),
         (["rejects", "{tmp}/nothing"], 2, "no embedding set is there"),
         (["rejects", "{tmp}/nothing", "--reason", "bad"], 2, "none of the reasons: not_tar"),
         (["export", "{tmp}/nothing", "{tmp}/out", "--format", "clip-retrieval"], 2, "no embedding set is there"),

@@ -13,8 +13,9 @@ import os
 import random
 import stat
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def info(url: str) -> FileInfo:
     fs, path = open_fs(url)
     with mapped(url):
         return _info(fs, path)
+
+
+def modified(url: str) -> datetime:
+    """When the object was written, by the clock of its store.
+
+    Raises:
+        UsageError: nothing is there, or the store does not tell.
+    """
+    fs, path = open_fs(url)
+    try:
+        with mapped(url):
+            return fs.modified(path)
+    except NotImplementedError as e:
+        raise UsageError(f"{url}: this store does not say when an object was written.") from e
+
+
+def remove(url: str) -> None:
+    """Removes one object. Nothing happens where none is: another may have been faster."""
+    fs, path = open_fs(url)
+    with mapped(url), suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def exists(url: str) -> bool:
