@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from mmstream.embeddings.writer import to_parquet
 from mmstream.errors import UsageError
 from mmstream.media.text import Tokenizer
 from mmstream.models.card import Preprocessing
-from mmstream.pipelines.read import chunk_dataset, shard_tasks
+from mmstream.pipelines.read import chunk_dataset, shard_order, shard_tasks
 from mmstream.pipelines.resources import Shares, cores
 from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
 from mmstream.schema import REJECT
@@ -83,13 +82,6 @@ def batch_dataset(
 def _shuffled(catalog: pa.Table, seed: int, epoch: int) -> list[ShardTask]:
     tasks = shard_tasks(catalog, epoch=epoch)
     return [tasks[i] for i in shard_order(len(tasks), seed, epoch)]
-
-
-def shard_order(num_shards: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch takes its shards: a permutation that depends on nothing but the arguments."""
-    order = list(range(num_shards))
-    Random(f"{seed}/{epoch}").shuffle(order)
-    return order
 
 
 def to_part(batch: Batch, **about: int) -> pa.Table:

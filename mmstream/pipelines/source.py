@@ -8,7 +8,7 @@ when a worker dies Ray splices the blocks of two attempts by position and checks
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,16 +17,16 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from mmstream.errors import RefusedError, Rejected
+from mmstream.errors import Reason, RefusedError, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
-from mmstream.shards.group import Chunk, count_rows, read_chunks
+from mmstream.shards.group import CHUNK, PAYLOADS, Chunk, count_rows, read_chunks
 from mmstream.storage.ranges import RangeReader
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardTask:
     """What one read task reads: a shard of the catalog, but for the chunks that are committed already."""
 
@@ -35,6 +35,7 @@ class ShardTask:
     bytes: int
     etag: str
     max_rows: int | None = None
+    sha256: str | None = None
     skip: frozenset[int] = frozenset()
     epoch: int = 0
 
@@ -76,13 +77,20 @@ _INFO = pa.schema(
 _SAMPLES = "samples."
 
 
-class ShardSource(Datasource):
-    """One read task per shard, in the order given."""
+def read_rows(task: ShardTask) -> Iterator[pa.Table]:
+    """The shard as tables of one row, each a chunk."""
+    start = time.perf_counter()
+    for chunk in chunks_of(task):
+        yield to_row(chunk, task, time.perf_counter() - start)
+        start = time.perf_counter()
 
-    def __init__(self, tasks: list[ShardTask], *, whole_chunks: bool = True, columns: list[str] | None = None) -> None:
+
+class ShardSource(Datasource):
+    """One read task per shard, in the order given, each a stream of what `read` makes of its shard."""
+
+    def __init__(self, tasks: list[ShardTask], read: Callable[[ShardTask], Iterator[pa.Table]] = read_rows) -> None:
         super().__init__()
-        self._tasks = tasks
-        self._read = read_rows if whole_chunks else partial(read_samples, columns=columns)
+        self._tasks, self._read = tasks, read
 
     def estimate_inmemory_data_size(self) -> int | None:
         return sum(task.bytes for task in self._tasks)
@@ -97,35 +105,53 @@ class ShardSource(Datasource):
         return ReadTask(partial(self._read, task), metadata, per_task_row_limit=limit)
 
 
-def chunks_of(task: ShardTask) -> Iterator[Chunk]:
-    """The chunks of a shard. One that is gone or has changed gives a single empty chunk that says so.
+def chunks_of(
+    task: ShardTask, columns: Collection[str] = PAYLOADS, keys: Collection[str] | None = None
+) -> Iterator[Chunk]:
+    """The chunks of a shard, with what `columns` and `keys` ask for (see `read_chunks`).
+
+    One that is gone, has changed or does not have its SHA-256 gives a single empty chunk that says so.
 
     Raises:
-        RefusedError: it is gone or has changed since a part of it was read, in an earlier run or epoch.
+        RefusedError: that is so, but a part of it was read before, in an earlier run or epoch.
         UnreachableError: the store does not answer.
     """
     try:
         reader = RangeReader(task.url, bytes=task.bytes, etag=task.etag)
     except Rejected as e:
-        if task.skip or task.epoch:
-            raise RefusedError(
-                f"{task.url}: {e.detail}, though part of it was read before. Restore it, or start in a new folder."
-            ) from e
-        yield Chunk(
-            shard=task.shard,
-            number=0,
-            first_row=0,
-            num_samples=0,
-            table=_no_samples(),
-            end=True,
-            damage=Damage(reason=e.reason, offset=0, detail=e.detail),
-            bytes_read=0,
-        )
+        yield _lost(task, e)
         return
     with reader:
+        try:
+            _verify(reader, task)
+        except Rejected as e:
+            yield _lost(task, e)
+            return
         yield from read_chunks(
-            reader, task.shard, chunk_rows=CHUNK_ROWS, chunk_bytes=CHUNK_BYTES, max_rows=task.max_rows, skip=task.skip
+            reader,
+            task.shard,
+            chunk_rows=CHUNK_ROWS,
+            chunk_bytes=CHUNK_BYTES,
+            max_rows=task.max_rows,
+            skip=task.skip,
+            columns=columns,
+            keys=keys,
         )
+
+
+def _verify(reader: RangeReader, task: ShardTask) -> None:
+    """Reads the shard once for its SHA-256 before anything of it is used, in the first epoch."""
+    if task.sha256 and not task.epoch and (found := reader.sha256()) != task.sha256:
+        raise Rejected(Reason.CHECKSUM, f"{task.url} has SHA-256 {found}, the catalog says {task.sha256}")
+
+
+def _lost(task: ShardTask, e: Rejected) -> Chunk:
+    if task.skip or task.epoch:
+        raise RefusedError(
+            f"{task.url}: {e.detail}, though part of it was read before. Restore it, or start in a new folder."
+        ) from e
+    damage = Damage(reason=e.reason, offset=0, detail=e.detail)
+    return Chunk(task.shard, 0, 0, 0, CHUNK.empty_table(), end=True, damage=damage, bytes_read=0)
 
 
 def num_rows(task: ShardTask) -> int:
@@ -141,27 +167,18 @@ def num_rows(task: ShardTask) -> int:
         return 0  # what became of it is for those to say who read
 
 
-def _no_samples() -> pa.Table:
-    return pa.schema([*SAMPLE, pa.field("image_offset", pa.int64())]).empty_table()
-
-
-def read_rows(task: ShardTask) -> Iterator[pa.Table]:
-    """The shard as tables of one row, each a chunk."""
-    start = time.perf_counter()
-    for chunk in chunks_of(task):
-        yield to_row(chunk, task, time.perf_counter() - start)
-        start = time.perf_counter()
-
-
-def read_samples(task: ShardTask, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def read_samples(task: ShardTask, *, columns: Sequence[str], keys: frozenset[str] | None = None) -> Iterator[pa.Table]:
     """The shard as ordinary tables of samples; where it broke, one more row without a key says so."""
-    for chunk in chunks_of(task):
-        yield chunk.table.select(columns or SAMPLE.names)
+    for chunk in chunks_of(task, columns, keys):
+        table = chunk.table
+        if keys is not None:
+            table = table.filter(pa.array([key in keys for key in table["key"].to_pylist()], pa.bool_()))
+        yield table.select(columns)
         if chunk.damage:
             row = chunk.first_row + chunk.num_samples
             rest = {"id": sample_id(task.shard, row), "shard": task.shard, "row": row}
             damage = {"offset": chunk.damage.offset, "reason": chunk.damage.reason, "detail": chunk.damage.detail}
-            yield pa.Table.from_pylist([{**rest, **damage}], schema=SAMPLE).select(columns or SAMPLE.names)
+            yield pa.Table.from_pylist([{**rest, **damage}], schema=SAMPLE).select(columns)
 
 
 def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:

@@ -3,9 +3,9 @@
 A sample is a run of adjacent members of one key, the key being the path up to the first dot of the file's name. Each
 gives one row, bad ones too (`reason`, `detail`, payload null), so that a shard's rows count everything in it. A key
 that comes again later in the shard, and a second member for one column, are rejected as `duplicate_key`, never merged
-and never chosen from. Text that is no UTF-8 is `caption`, or `metadata` in `.json` and `.cls`. Suffixes that no column
-knows are passed over but make a sample exist; so does a name without a dot. What macOS leaves in archives
-(`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
+and never chosen from. A picture whose SHA-256 is not that of its JSON is `checksum` (`shards.vouched`). Text that is no
+UTF-8 is `caption`, or `metadata` in `.json` and `.cls`. Suffixes that no column knows are passed over but make a sample
+exist; so does a name without a dot. What macOS leaves in archives (`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
 
 A chunk ends with the sample that fills it: boundaries depend on rows and bytes of the shard alone, not on what is
 wanted or skipped, and memory is one chunk and one sample. Where the shard breaks, complete samples are rows, and no
@@ -14,7 +14,7 @@ exception leaves: the last chunk says where and why in `damage`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 from mmstream.errors import Reason, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
 from mmstream.shards.tar import MEMBER_LIMIT, ByteSource, Member, TarDamage, members
+from mmstream.shards.vouched import foreign
 
 CHUNK = SAMPLE.append(pa.field("image_offset", pa.int64()))  # of the image member's payload; null without one
 
@@ -37,6 +38,7 @@ _SUFFIXES = {
     "cls": "cls",
 }
 COLUMN_OF = {suffix: column for column, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
+PAYLOADS = tuple(_SUFFIXES)
 _TEXTS = {"text": Reason.CAPTION, "json": Reason.METADATA, "cls": Reason.METADATA}
 
 
@@ -81,14 +83,17 @@ def read_chunks(
     max_rows: int | None = None,
     skip: frozenset[int] = frozenset(),
     member_limit: int = MEMBER_LIMIT,
+    columns: Collection[str] = PAYLOADS,
+    keys: Collection[str] | None = None,
 ) -> Iterator[Chunk]:
     """The chunks of one shard in order. A chunk is full at `chunk_rows` rows or `chunk_bytes` bytes of the shard.
 
-    Chunks whose numbers are in `skip` are walked over: their payloads are not read, the boundaries and duplicates of
-    the others stay what they are. `max_rows` ends the shard after that many rows, undamaged. Damage of the shard, the
-    reader's `Rejected` included, ends it with `Chunk.damage`; `UnreachableError` is for the caller.
+    Payloads that are not in `columns`, or belong to none of `keys`, are walked over and null. Chunks whose numbers are
+    in `skip` are walked over: their payloads are not read, the boundaries and duplicates of the others stay what they
+    are. `max_rows` ends the shard after that many rows, undamaged. Damage of the shard, the reader's `Rejected`
+    included, ends it with `Chunk.damage`; `UnreachableError` is for the caller.
     """
-    grouping = _Grouping(shard, chunk_rows, chunk_bytes, max_rows, skip)
+    grouping = _Grouping(shard, chunk_rows, chunk_bytes, max_rows, skip, columns, keys)
     damage: TarDamage | None = None
     walk = members(reader, member_limit=member_limit, want=grouping.wants)
     while True:
@@ -146,10 +151,17 @@ class _Grouping:
     """The open sample, the samples of the open chunk, and the keys of the whole shard."""
 
     def __init__(
-        self, shard: int, chunk_rows: int, chunk_bytes: int, max_rows: int | None, skip: frozenset[int]
+        self,
+        shard: int,
+        chunk_rows: int,
+        chunk_bytes: int,
+        max_rows: int | None,
+        skip: frozenset[int],
+        columns: Collection[str],
+        keys: Collection[str] | None,
     ) -> None:
         self._shard, self._chunk_rows, self._chunk_bytes = shard, chunk_rows, chunk_bytes
-        self._max_rows, self._skip = max_rows, skip
+        self._max_rows, self._skip, self._columns, self._keys = max_rows, skip, columns, keys
         self._number = 0
         self._first_row = 0
         self._start = 0
@@ -162,7 +174,9 @@ class _Grouping:
     def wants(self, name: str) -> bool:
         """Whether the payload of the next member will be in a row of a chunk that is yielded."""
         key, suffix = split_name(name)
-        if suffix not in COLUMN_OF or is_macos_leftover(name) or self.is_beyond(name):
+        if COLUMN_OF.get(suffix) not in self._columns or is_macos_leftover(name) or self.is_beyond(name):
+            return False
+        if self._keys is not None and key not in self._keys:
             return False
         is_new = self._open is None or self._open.key != key
         number = self._number + (is_new and self._is_full_with_open())
@@ -267,6 +281,7 @@ class _Grouping:
 
 
 def _table(shard: int, first_row: int, samples: list[_Sample]) -> pa.Table:
+    _reject_foreign_images(samples)
     texts = [_decoded_texts(s) for s in samples]
     rows = range(first_row, first_row + len(samples))
     columns = {
@@ -282,6 +297,13 @@ def _table(shard: int, first_row: int, samples: list[_Sample]) -> pa.Table:
         "image_offset": [s.image_offset for s in samples],
     }
     return pa.Table.from_pydict(columns, schema=CHUNK)
+
+
+def _reject_foreign_images(samples: list[_Sample]) -> None:
+    both = [s for s in samples if s.reason is None and "json" in s.values and "image" in s.values]
+    for sample, is_foreign in zip(both, foreign((s.values["json"], s.values["image"]) for s in both), strict=True):
+        if is_foreign:
+            sample.reject(Reason.CHECKSUM, f"{sample.key}: the SHA-256 of the image is not that of its JSON")
 
 
 def _decoded_texts(sample: _Sample) -> dict[str, str]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 from ray.data import ActorPoolStrategy
 from tars import make_tar
 
-from mmstream.pipelines.embed import tables_of
+from mmstream.errors import RefusedError
+from mmstream.pipelines.embed import encode_stage, tables_of
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import Shares, encode_shares, streaming_context
-from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
+from mmstream.pipelines.source import ShardSource, ShardTask, chunks_of, from_row, read_rows, to_row
 from mmstream.shards.catalog import build_catalog
 
 
@@ -36,6 +44,9 @@ def what_arrives() -> type:
             assert row.num_rows == 1
             info, samples = from_row(row)
             arrived = {"shard": info.shard, "chunk": info.chunk, "first": info.first_row, "rows": samples.num_rows}
+            arrived |= (
+                {"reader": row["reader"][0].as_py(), "encoder": os.getpid()} if "reader" in row.schema.names else {}
+            )
             arrived["text"] = "".join(t[:1] for t in samples["text"].to_pylist() if t)
             return pa.Table.from_pylist([{**arrived, "end": info.end, "keys": ",".join(samples["key"].to_pylist())}])
 
@@ -62,6 +73,48 @@ def test_chunks_arrive_at_the_encoder_as_they_left_the_reader(tasks: list[ShardT
     assert len(rows) == 1 + 1 + 2 + 3 + 1 + 2
 
 
+def slow_rows() -> Callable[[ShardTask], Iterator[pa.Table]]:
+    """A read function of its own, shipped by value, that is not done when the first row arrives and says who it is."""
+
+    def read(task: ShardTask) -> Iterator[pa.Table]:
+        for row in read_rows(task):
+            time.sleep(0.2)
+            yield row.append_column("reader", pa.array([os.getpid()]))
+
+    return read
+
+
+@pytest.mark.parametrize("victim", ["reader", pytest.param("encoder", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("ray_local")
+def test_chunks_arrive_as_they_left_though_a_worker_dies_in_mid_stream(tasks: list[ShardTask], victim: str) -> None:
+    with streaming_context():
+        source = ray.data.read_datasource(ShardSource(tasks, slow_rows()), override_num_blocks=len(tasks), num_cpus=0.5)
+        dataset = source.map_batches(
+            what_arrives(), batch_size=None, batch_format="pyarrow", num_cpus=1, compute=ActorPoolStrategy(size=2)
+        )
+        rows, killed = [], None
+        for table in tables_of(dataset):
+            rows += table.to_pylist()
+            if killed is None:
+                killed = rows[0][victim]
+                os.kill(killed, signal.SIGKILL)
+    workers = {r.pop("reader") for r in rows} | {r.pop("encoder") for r in rows}
+    assert sorted(tuple(r.values()) for r in rows) == sorted(sent(tasks))
+    assert len(workers) >= 3  # the killed one, and others went on
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_read_and_encode_are_separate_operators_without_a_gpu_too(tasks: list[ShardTask]) -> None:
+    shares = encode_shares(len(tasks))
+    assert not shares.encoder_gpus
+    with streaming_context():
+        dataset = encode_stage(chunk_dataset(tasks[:2], shares), what_arrives(), (), shares)
+        rows = [r for t in tables_of(dataset) for r in t.to_pylist()]
+    operators = re.findall(r"Operator \d+ (.+?):", dataset.stats())
+    assert [("Read" in o, "Seen" in o) for o in operators] == [(True, False), (False, True)], dataset.stats()
+    assert len(rows) == 2
+
+
 def test_a_row_gives_back_its_chunk(tasks: list[ShardTask]) -> None:
     for task in tasks:
         for chunk in chunks_of(task):
@@ -75,6 +128,17 @@ def test_a_shard_that_went_away_is_one_empty_chunk_that_says_so(tasks: list[Shar
     Path(tasks[1].url).unlink()
     chunks = list(chunks_of(tasks[1]))
     assert [(c.num_samples, c.end, c.damage.reason if c.damage else None) for c in chunks] == [(0, True, "unreadable")]
+
+
+def test_a_shard_that_is_not_its_checksum_gives_no_row(tasks: list[ShardTask]) -> None:
+    right = replace(tasks[3], sha256=hashlib.sha256(Path(tasks[3].url).read_bytes()).hexdigest())
+    assert list(chunks_of(right)) == list(chunks_of(tasks[3]))
+    wrong = replace(right, sha256="0" * 64)
+    (chunk,) = chunks_of(wrong)
+    assert chunk.damage and (chunk.damage.reason, chunk.damage.offset) == ("checksum", 0)
+    assert (chunk.num_samples, chunk.end) == (0, True)
+    with pytest.raises(RefusedError, match="read before"):
+        list(chunks_of(replace(wrong, skip=frozenset({0}))))
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,9 @@ from hypothesis import strategies as st
 from tars import File, Source, make_tar, special
 
 from mmstream.errors import Reason, Rejected
-from mmstream.shards.group import CHUNK, Chunk, count_rows, read_chunks, split_name
+from mmstream.shards.group import CHUNK, PAYLOADS, Chunk, count_rows, read_chunks, split_name
 
 SAMPLE_BYTES = 6 * 512  # of one `sample`: three members, each a header and a payload of one block
-PAYLOADS = ("image", "audio", "video", "text", "json", "cls")
 
 
 def sample(key: str, *, size: int = 300) -> list[File]:
@@ -209,6 +211,50 @@ def test_the_payload_of_skipped_chunks_is_not_read() -> None:
     chunks = list(read_chunks(source, 0, chunk_rows=2, skip=frozenset({0, 2})))
     assert [c.table["key"].to_pylist() for c in chunks] == [["c", "d"]]
     assert source.num_read < 2 * 50_000 + 4 * 50_000 / 10 + (1 << 16)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shard=SHARDS,
+    columns=st.frozensets(st.sampled_from(PAYLOADS)),
+    keys=st.none() | st.frozensets(st.sampled_from("abcdef")),
+    chunk_rows=st.integers(1, 4),
+)
+def test_what_is_selected_changes_no_row_and_no_boundary(
+    shard: list[tuple[str, str, int]], columns: frozenset[str], keys: frozenset[str] | None, chunk_rows: int
+) -> None:
+    data = make_tar([(f"{k}.{s}", bytes(n)) for k, s, n in shard])
+    whole = list(read_chunks(Source(data), 0, chunk_rows=chunk_rows))
+    some = list(read_chunks(Source(data), 0, chunk_rows=chunk_rows, columns=columns, keys=keys))
+    assert [replace(c, table=None) for c in some] == [replace(c, table=None) for c in whole]
+    for chunk, selected in zip(whole, some, strict=True):
+        for row, found in zip(chunk.table.to_pylist(), selected.table.to_pylist(), strict=True):
+            hidden = set(PAYLOADS) - columns if keys is None or row["key"] in keys else set(PAYLOADS)
+            assert found == {**row, **dict.fromkeys(hidden)}
+
+
+def test_the_payload_of_what_is_not_selected_is_not_read() -> None:
+    data = make_tar([f for k in "abcdef" for f in sample(k, size=50_000)])
+    for wanted in ({"columns": ["text", "json"]}, {"keys": {"none"}}, {"columns": []}):
+        source = Source(data)
+        assert sum(c.num_samples for c in read_chunks(source, 0, **wanted)) == 6  # ty: ignore[invalid-argument-type]
+        assert source.num_read < 6 * SAMPLE_BYTES + (1 << 17)
+    source = Source(data)
+    (chunk,) = read_chunks(source, 0, keys={"c"})
+    assert [r["key"] for r in chunk.table.to_pylist() if r["image"]] == ["c"]
+    assert source.num_read < 50_000 + 6 * SAMPLE_BYTES + (1 << 17)
+
+
+def test_a_picture_that_is_not_the_one_of_its_json_is_rejected() -> None:
+    about = [json.dumps({"sha256": hashlib.sha256(key.encode()).hexdigest()}).encode() for key in "abcd"]
+    files = [
+        f for key, a in zip("abcd", about, strict=True) for f in ((f"{key}.jpg", key.encode()), (f"{key}.json", a))
+    ]
+    assert reasons(list(files)) == dict.fromkeys("abcd")
+    files[4] = ("c.jpg", b"C")
+    assert reasons(list(files)) == {"a": None, "b": None, "c": "checksum", "d": None}
+    (row,) = [r for r in rows_of(make_tar(files)) if r["reason"]]
+    assert (row["image"], row["detail"]) == (None, "c: the SHA-256 of the image is not that of its JSON")
 
 
 def test_rows_are_counted_without_reading_what_they_hold() -> None:

@@ -1,0 +1,150 @@
+"""`read_webdataset` in the place of Ray's: selection, order, and what becomes of shards that break or go away."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+from faulty_server import Fault, FaultyServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tars import make_tar
+
+from mmstream.errors import UnreachableError, UsageError
+from mmstream.pipelines.read import read_webdataset, shard_order, shard_tasks
+from mmstream.pipelines.source import ShardSource, read_samples
+from mmstream.schema import SAMPLE
+from mmstream.shards.catalog import build_catalog
+from mmstream.storage import ranges
+
+KEYS = "abcde"
+
+
+def shard(number: int) -> bytes:
+    files = []
+    for key in KEYS:
+        files += [(f"{number}{key}.jpg", key.encode() * 900), (f"{number}{key}.txt", f"about {key}".encode())]
+        files += [(f"{number}{key}.json", json.dumps({"n": number}).encode())]
+    return make_tar(files)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / f"{number}.tar").write_bytes(shard(number))
+    return tmp_path
+
+
+def local_rows(source: str, columns: list[str] | None = None) -> list[dict]:
+    tasks = shard_tasks(build_catalog(source))
+    return [r for t in tasks for table in read_samples(t, columns=columns or SAMPLE.names) for r in table.to_pylist()]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_samples_are_rows_of_the_schema_and_selection_changes_none_of_them(folder: Path) -> None:
+    data = read_webdataset(str(folder))
+    assert data.schema().base_schema == SAMPLE
+    rows = sorted(data.take_all(), key=lambda r: r["id"])
+    assert rows == local_rows(str(folder)) and len(rows) == 20
+    some = read_webdataset(str(folder), columns=["text", "key", "image"], keys={"1b", "3e", "none"}).take_all()
+    assert sorted(some, key=lambda r: r["key"]) == [
+        {"text": "about b", "key": "1b", "image": b"b" * 900},
+        {"text": "about e", "key": "3e", "image": b"e" * 900},
+    ]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_shard_that_breaks_or_goes_away_is_a_row_that_says_so(folder: Path) -> None:
+    damaged = bytearray(shard(1))
+    damaged[3 * (1024 + 512 + 2 * 1024)] ^= 1  # in the name of the fourth sample's first member
+    (folder / "1.tar").write_bytes(damaged)
+    data = read_webdataset(str(folder), keys=["1a", "0a", "2a"])
+    (folder / "2.tar").unlink()
+    (folder / "3.tar").write_bytes(b"another")
+    rows = sorted(data.take_all(), key=lambda r: r["id"])
+    assert [(r["key"], r["reason"]) for r in rows] == [
+        ("0a", None),
+        ("1a", None),
+        (None, "tar_header"),
+        (None, "unreadable"),
+        (None, "source_changed"),
+    ]
+    assert "2.tar is gone" in rows[3]["detail"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_shards_come_in_the_order_of_seed_and_epoch(folder: Path) -> None:
+    context = ray.data.DataContext.get_current()
+    before, context.execution_options.preserve_order = context.execution_options.preserve_order, True
+    try:
+        for epoch in (0, 1):
+            rows = read_webdataset(str(folder), columns=["shard", "row"], shuffle_shards=7, epoch=epoch).take_all()
+            assert [r["shard"] for r in rows[::5]] == shard_order(4, 7, epoch)
+            assert [r["row"] for r in rows] == [0, 1, 2, 3, 4] * 4
+    finally:
+        context.execution_options.preserve_order = before
+
+
+def test_the_order_of_shards_is_a_function_of_its_arguments_alone() -> None:
+    assert shard_order(6, 7, 0) == [1, 4, 3, 0, 2, 5]  # as ever: a stored order must not change with a release
+    orders = {tuple(shard_order(60, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16 and all(sorted(order) == list(range(60)) for order in orders)
+
+
+def test_ray_is_told_sizes_from_the_catalog(folder: Path) -> None:
+    source = ShardSource(shard_tasks(build_catalog(str(folder))))
+    assert source.estimate_inmemory_data_size() == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    first, *_ = source.get_read_tasks(1)
+    assert (first.metadata.size_bytes, first.metadata.input_files) == (len(shard(0)), (f"{folder}/0.tar",))
+
+
+def test_what_cannot_be_selected_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown columns .*'images'"):
+        read_webdataset(str(folder), columns=["images"])
+    with pytest.raises(UsageError, match=r"\['0a'\]"):
+        read_webdataset(str(folder), keys="0a")
+
+
+FAULTS = st.lists(
+    st.one_of(
+        st.just(Fault()),
+        st.builds(Fault, st.just("status"), st.sampled_from([500, 503])),
+        st.builds(Fault, st.sampled_from(["cut", "reset", "short"]), st.integers(0, 9_000)),
+        st.builds(Fault, st.sampled_from(["whole", "elsewhere"])),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(faults=FAULTS)
+def test_whatever_a_server_does_rows_are_those_of_an_undisturbed_read_or_it_is_unreachable(
+    faults: list[Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(ranges, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 4_000)
+    with FaultyServer({"0.tar": shard(0)}) as server:
+        (task,) = shard_tasks(build_catalog(f"{server.url}/0.tar"))
+        whole = pa.concat_tables(read_samples(task, columns=SAMPLE.names))
+        assert whole.num_rows == len(KEYS) and whole["reason"].null_count == len(KEYS)
+        server.faults = deque(faults)
+        try:
+            disturbed = pa.concat_tables(read_samples(task, columns=SAMPLE.names))
+        except UnreachableError:
+            return
+        assert disturbed.equals(whole)
+
+
+def test_a_server_that_stays_away_ends_the_read_and_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(ranges, "FIRST_WAIT_SECONDS", 0.001)
+    with FaultyServer({"0.tar": shard(0)}) as server:
+        (task,) = shard_tasks(build_catalog(f"{server.url}/0.tar"))
+        server.faults = deque([Fault("status", 503)] * 100)
+        with pytest.raises(UnreachableError, match=r"0\.tar"):
+            list(read_samples(task, columns=SAMPLE.names))
