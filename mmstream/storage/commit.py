@@ -9,30 +9,45 @@ link to the name.
 from __future__ import annotations
 
 import os
+import random
 import secrets
+import time
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
+from mmstream.errors import UnreachableError
 from mmstream.storage.files import join, mapped, open_fs, read_bytes, sync_folder, write_temporary
+
+ATTEMPTS = 5
 
 
 def put_if_absent(url: str, data: bytes) -> bool:
     """Writes `data` to `url` unless something is there. True if it is ours, False if another was first.
 
-    A failed request may have been applied all the same: it is resolved by reading the object back and comparing.
-    Stores that ignore the condition (see `honours_put_if_absent`) overwrite and answer True.
+    A request without a clear answer (time-out, reset, 409, 5xx) may have been applied all the same: it is repeated,
+    and where something is there by then, that is read back and compared. Whoever races must therefore write bytes of
+    its own. Stores that ignore the condition (see `honours_put_if_absent`) overwrite and answer True.
+
+    Raises:
+        UnreachableError: the store did not answer any attempt, or refused.
     """
     fs, path = open_fs(url)
     if isinstance(fs, LocalFileSystem):
         with mapped(url):
             return _link_new(Path(path), data)
-    try:
-        with mapped(url):
-            fs.pipe_file(path, data, mode="create")
-        return True
-    except FileExistsError:
-        return read_bytes(url) == data
+    for attempt in range(ATTEMPTS):
+        try:
+            with mapped(url):
+                fs.pipe_file(path, data, mode="create")
+            return True
+        except FileExistsError:
+            return read_bytes(url) == data
+        except UnreachableError as e:
+            if attempt == ATTEMPTS - 1 or isinstance(e.__cause__, PermissionError):
+                raise
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))
+    raise AssertionError("unreachable")
 
 
 def _link_new(target: Path, data: bytes) -> bool:

@@ -1,15 +1,23 @@
+"""Put-if-absent: one of many wins, on disk and on stores, and no reply that is lost or unclear decides wrongly."""
+
 from __future__ import annotations
 
+import http.client
+import os
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from conftest import aws_variables, free_port
 from moto.server import ThreadedMotoServer
 
+from mmstream.errors import UnreachableError
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import list_files, read_bytes
 
@@ -71,3 +79,113 @@ def test_the_probe_finds_a_store_that_ignores_conditions(s3) -> None:
     folder = s3.bucket("probe") + "/folder"
     assert not honours_put_if_absent(folder)
     assert list_files(folder) == []
+
+
+class UnclearStore(ThreadingHTTPServer):
+    """Stands before a real S3 server, hands everything on, but answers the first PUTs as `faults` say, in turn.
+
+    A fault is (hand it on?, status; 0 closes the connection without an answer).
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: str, faults: list[tuple[bool, int]]) -> None:
+        super().__init__(("127.0.0.1", free_port()), _Handler)
+        self.behind = behind
+        self.faults = faults
+        self.before_answer: Callable[[], None] = lambda: None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: UnclearStore
+    protocol_version = "HTTP/1.1"  # else a client that expects "100 Continue" waits for ever
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.server.faults:
+            self._answer(*self._behind(body))
+            return
+        hand_on, status = self.server.faults.pop(0)
+        if hand_on:
+            self._behind(body)
+        self.server.before_answer()
+        if status:
+            self._answer(status, b"<Error><Code>ConditionalRequestConflict</Code></Error>" if status == 409 else b"")
+        else:
+            self.close_connection = True
+
+    def do_GET(self) -> None:
+        self._answer(*self._behind(b""))
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _behind(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        connection = http.client.HTTPConnection(urlsplit(self.server.behind).netloc)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        kept = ("Content-Length", "Content-Range", "ETag", "Last-Modified")
+        return answer.status, answer.read(), {name: value for name, value in answer.headers.items() if name in kept}
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a test's output is no place for an access log."""
+
+
+@pytest.fixture
+def unclear(conditional_s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[UnclearStore]:
+    store = UnclearStore(os.environ["AWS_ENDPOINT_URL"], [])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_address[1]}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    thread = threading.Thread(target=store.serve_forever)
+    thread.start()
+    yield store
+    store.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def record() -> str:
+    """A name that no test before had: the servers of one process share what is stored."""
+    return f"s3://conditional/{secrets.token_hex(8)}"
+
+
+UNCLEAR = [(True, 0), (False, 0), (True, 500), (False, 500), (True, 503), (False, 503), (False, 409), (True, 409)]
+
+
+@pytest.mark.parametrize("fault", UNCLEAR, ids=lambda f: f"{'applied' if f[0] else 'lost'}-{f[1] or 'reset'}")
+def test_a_reply_that_is_lost_or_unclear_is_resolved_by_what_is_there(
+    unclear: UnclearStore, record: str, fault
+) -> None:
+    unclear.faults = [fault]
+    assert put_if_absent(record, b"ours")
+    assert unclear.faults == [], "the fault was met"
+    assert read_bytes(record) == b"ours"
+    assert not put_if_absent(record, b"later")
+
+
+@pytest.mark.parametrize("status", [0, 409, 500])
+def test_behind_an_unclear_reply_another_writer_may_have_won(
+    unclear: UnclearStore, record: str, conditional_s3: str, status: int
+) -> None:
+    other = boto3.client("s3", endpoint_url=unclear.behind)
+    unclear.faults = [(False, status)]
+    unclear.before_answer = lambda: (
+        other.put_object(Bucket="conditional", Key=record.rsplit("/", 1)[1], Body=b"theirs") and None
+    )
+    assert not put_if_absent(record, b"ours")
+    assert read_bytes(record) == b"theirs"
+
+
+def test_a_store_that_never_answers_clearly_is_unreachable_and_not_an_endless_loop(
+    unclear: UnclearStore, record: str
+) -> None:
+    unclear.faults = [(False, 500)] * 1000
+    with pytest.raises(UnreachableError, match="does not answer"):
+        put_if_absent(record, b"ours")
