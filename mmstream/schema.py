@@ -8,8 +8,14 @@ A sample's id is `shard << 32 | row`: 64 bits that never change, since catalogs 
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any, Self
+
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from mmstream.errors import RefusedError
 
 FORMAT = "mmstream/1"
 MODALITIES = ("image", "text", "audio", "video")
@@ -93,6 +99,40 @@ class Record(BaseModel):
         return (self.model_dump_json(indent=1) + "\n").encode()
 
 
+class Sealed(Record):
+    """A record that carries the SHA-256 of its own content: one that was torn, or changed in any bit, is noticed."""
+
+    format: str = FORMAT
+
+    def to_bytes(self) -> bytes:
+        document = self.model_dump(mode="json")
+        return (json.dumps({**document, "sha256": canonical_sha256(document)}, indent=1) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """
+        Raises:
+            ValueError: `data` is not what `to_bytes` once gave.
+            RefusedError: it is, in a format that this version does not read.
+        """
+        try:
+            document = json.loads(data)
+        except RecursionError as e:
+            raise ValueError("nested too deeply") from e
+        if not isinstance(document, dict) or "sha256" not in document:
+            raise ValueError("no SHA-256 of its own")
+        if document.pop("sha256") != canonical_sha256(document):
+            raise ValueError("its content is not that of its SHA-256")
+        if document.get("format") != FORMAT:
+            raise RefusedError(f"format is {document.get('format')}, this version reads {FORMAT}.")
+        return cls.model_validate(document)
+
+
+def canonical_sha256(document: dict[str, Any]) -> str:
+    """Of a JSON document, whatever the order of its keys and its white space."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 class StoredObject(Record):
     """A file that a record vouches for. `path` is relative to the root of the set or index."""
 
@@ -109,14 +149,13 @@ class Damage(Record):
     detail: str
 
 
-class ChunkRecord(Record):
+class ChunkRecord(Sealed):
     """One committed chunk: rows `first_row .. first_row + num_samples - 1` of a shard, each in `data` or in `rejects`.
 
     The last chunk of a shard has `end`, and `damage` where the shard broke; the row that stands for the unknown
     rest is in `rejects` but not in `num_samples`.
     """
 
-    format: str = FORMAT
     shard: int
     chunk: int
     first_row: int
@@ -132,17 +171,26 @@ class ChunkRecord(Record):
     fingerprint: str
     attempt: str
 
+    @property
+    def source(self) -> tuple[int, str]:
+        """Size and etag of the shard that was read."""
+        return self.source_bytes, self.source_etag
 
-class ShardRecord(Record):
+
+class ShardRecord(Sealed):
     """All chunks of a finished shard, folded into one record so that a resume reads O(shards) records."""
 
-    format: str = FORMAT
     shard: int
     num_samples: int
     num_rows: int
     num_rejects: dict[str, int]
     damage: Damage | None
-    chunks: list[ChunkRecord]
+    chunks: list[ChunkRecord] = Field(min_length=1)
+
+    @property
+    def source(self) -> tuple[int, str]:
+        """Size and etag of the shard that was read."""
+        return self.chunks[0].source
 
 
 class Totals(Record):
@@ -153,10 +201,10 @@ class Totals(Record):
     damaged: list[int]
 
 
-class Manifest(Record):
-    """What an embedding set is. Generation 0 is written before the first sample, the next when nothing is missing."""
+class Manifest(Sealed):
+    """What an embedding set is. One is written before the first sample, the next when nothing is missing; what is
+    added or mended later makes further ones. The highest valid one counts."""
 
-    format: str = FORMAT
     finished: bool
     catalog: str
     catalog_sha256: str
@@ -166,6 +214,8 @@ class Manifest(Record):
     modalities: list[str]
     normalized: bool
     micro_batch: int
+    threads: int  # of each encoder, and `dtype` is what it computes in: both can change a last bit
+    dtype: str
     chunk_rows: int
     chunk_bytes: int
     fields: list[str]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmstream.embeddings.layout import catalog_path, fold, manifest_path, shard_record_path
-from mmstream.embeddings.writer import ChunkResult, commit_chunk
+from mmstream.embeddings.layout import catalog_path, fold, manifest_path
+from mmstream.embeddings.writer import ChunkResult, commit_chunk, commit_shard
 from mmstream.encoders.build import load_encoder
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.source import ChunkInfo
@@ -43,6 +43,9 @@ def write_set(
 ) -> str:
     """`rows` are dicts with `shard` and `row`, in this order, and whatever else of the schema they have."""
     schema = embedding_schema(list(modalities), dimension, list(fields))
+    sizes = {shard: size for shard, (_, size) in enumerate(shards)}
+    numbers = range(len(shards), max((r["shard"] for r in rows), default=0) + 1)
+    shards = [*shards, *((f"/nowhere/{shard:05}.tar", 0) for shard in numbers)]
     records: dict[int, dict[int, ChunkRecord]] = {}
     for shard in sorted({r["shard"] for r in rows}):
         of_shard = [_with_id(r) for r in rows if r["shard"] == shard]
@@ -51,13 +54,13 @@ def write_set(
             part = of_shard[start : start + chunk_rows]
             result = ChunkResult(
                 shard, chunk, start, len(part), pa.Table.from_pylist(part, schema=schema),
-                REJECT.empty_table(), start == starts[-1], None, 0, "",
+                REJECT.empty_table(), start == starts[-1], None, sizes.get(shard, 0), "",
             )  # fmt: skip
             records.setdefault(shard, {})[chunk] = commit_chunk(root, result, fingerprint)
-    for shard, chunks in records.items():
+    for chunks in records.values():
         folded = fold(chunks)
         assert folded is not None
-        put_if_absent(join(root, shard_record_path(shard)), folded.to_bytes())
+        commit_shard(root, folded)
     _publish(root, to_parquet(_catalog(shards)), encoder=encoder, fingerprint=fingerprint, dimension=dimension,
              modalities=list(modalities), chunk_rows=chunk_rows, fields=list(fields), finished=finished)  # fmt: skip
     return root
@@ -66,6 +69,7 @@ def write_set(
 def _publish(root: str, catalog: bytes, **about: Any) -> None:
     write_bytes(join(root, catalog_path(0)), catalog)
     usual = {"finished": True, "fields": [], "normalized": True, "micro_batch": 32, "chunk_bytes": 1 << 25}
+    usual |= {"threads": 1, "dtype": "float32"}
     here = {"limit": None, "single_writer": False, "device": "cpu", "libraries": {}}
     digest = hashlib.sha256(catalog).hexdigest()
     manifest = Manifest(catalog=catalog_path(0), catalog_sha256=digest, **{**usual, **here, **about})
@@ -88,7 +92,7 @@ def embed_here(source: str | Path, dest: str | Path, *, chunk_rows: int = 8, dim
                 chunks[chunk.number] = commit_chunk(root, result, encoder.fingerprint)
         folded = fold(chunks)
         assert folded is not None
-        put_if_absent(join(root, shard_record_path(entry["shard"])), folded.to_bytes())
+        commit_shard(root, folded)
         shards.append(folded)
     totals = Totals(
         shards=len(shards),

@@ -19,12 +19,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from mmstream.embeddings.findings import Difference, Findings
 from mmstream.embeddings.shard_check import Terms, check_shard
-from mmstream.errors import ExitCode, UsageError
-from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Record, ShardRecord
+from mmstream.errors import ExitCode, RefusedError, UsageError
+from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Sealed, ShardRecord
 from mmstream.storage.files import absolute, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
@@ -36,7 +35,7 @@ _MANIFEST = re.compile(r"/manifest/([0-9]{6,9})\.json$")
 _FOLDED = re.compile(r"/commits/([0-9]{6,9})\.([0-9]{1,9})\.json$")
 _CHUNK = re.compile(r"/commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json$")
 _OTHER = re.compile(r"/(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet$|/\.[^/]*$")  # or temporary
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=Sealed)
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -206,15 +205,13 @@ def _highest_valid(kind: type[R], generations: dict[int, str], found: Findings) 
     """The record of the highest generation that is one; each above it is a difference, as nobody asked for it."""
     for _, url in sorted(generations.items(), reverse=True):
         try:
-            record = kind.model_validate_json(read_bytes(url))
+            return kind.from_bytes(read_bytes(url))
         except UsageError:
             found.differ(f"record {url}", "there", "missing")
-        except ValidationError as e:
-            found.differ(f"record {url}", f"a valid {kind.__name__}", e.errors()[0]["msg"])
-        else:
-            if (written := getattr(record, "format", None)) == FORMAT:
-                return record
-            found.differ(f"format of {url}", FORMAT, written)
+        except RefusedError as e:
+            found.differ(f"record {url}", f"format {FORMAT}", e)
+        except ValueError as e:
+            found.differ(f"record {url}", f"a valid {kind.__name__}", str(e).splitlines()[0])
     return None
 
 

@@ -1,33 +1,40 @@
 """Where everything of an embedding set lies, and how its records are read back.
 
     DEST/catalog/<n>.parquet                     the frozen shards
-    DEST/manifest/<n>.json                       what the set is; the highest counts
+    DEST/manifest/<n>.json                       what the set is
     DEST/data/<shard>-<chunk>-<attempt>.parquet  rows, written once
     DEST/rejects/<shard>-<chunk>-<attempt>.parquet
     DEST/commits/<shard>/<chunk>.<g>.json        one record per chunk, written last
     DEST/commits/<shard>.<g>.json                the records of a finished shard, folded
 
-Names are made and taken apart here only. Of several generations g of a record the highest valid one counts.
+Names are made and taken apart here only. Everything is written once; n and g are generations, of which the highest
+valid one counts. Valid is what carries the right SHA-256 of itself and, of records, speaks of the source that the
+catalog names. A folded record that was damaged is made again from the chunk records below it; only where these have
+gaps does an older folded one count.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+import pyarrow as pa
 
 from mmstream.errors import RefusedError
-from mmstream.schema import FORMAT, ChunkRecord, Manifest, ShardRecord
+from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord
 from mmstream.storage.files import join, list_files, read_bytes
 
 READ_THREADS = 16
 
-_CHUNK = re.compile(r"/(\d+)/(\d+)\.(\d+)\.json$")
-_SHARD = re.compile(r"/(\d+)\.(\d+)\.json$")
-R = TypeVar("R", bound=BaseModel)
+_MANIFEST = re.compile(r"/manifest/([0-9]+)\.json$")
+_CHUNK = re.compile(r"/commits/([0-9]+)/([0-9]+)\.([0-9]+)\.json$")
+_SHARD = re.compile(r"/commits/([0-9]+)\.([0-9]+)\.json$")
+R = TypeVar("R", bound=Sealed)
+C = TypeVar("C", ChunkRecord, ShardRecord)
 
 
 def catalog_path(n: int) -> str:
@@ -51,62 +58,157 @@ def shard_record_path(shard: int, generation: int = 0) -> str:
     return f"commits/{shard:06}.{generation}.json"
 
 
+class InvalidRecordError(RefusedError):
+    """A record is not what was once written: it is torn, or a bit of it changed. A lower generation may be valid."""
+
+
 def parse(record: type[R], data: bytes, url: str) -> R:
     """A stored record, checked.
 
     Raises:
-        RefusedError: it is not a record of this format.
+        InvalidRecordError: it is not what was written.
+        RefusedError: it is of a format that this version does not read.
     """
     try:
-        parsed = record.model_validate_json(data)
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise RefusedError(
-            f"{url}: not a {record.__name__} ({'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}). "
+        return record.from_bytes(data)
+    except RefusedError as e:
+        raise RefusedError(f"{url}: {e}") from e
+    except ValueError as e:
+        why = str(e).splitlines()[0]
+        raise InvalidRecordError(
+            f"{url}: not a {record.__name__} ({why}). "
             "It was damaged or written by another version; `mmstream audit` names what is affected."
         ) from e
-    written = getattr(parsed, "format", FORMAT)
-    if written != FORMAT:
-        raise RefusedError(f"{url}: format is {written}, this version reads {FORMAT}.")
-    return parsed
 
 
-def latest_manifest(root: str) -> tuple[int, Manifest, bytes] | None:
-    """Number, manifest and its bytes as stored, of the highest generation; None where there is none."""
-    found = [f.url for f in list_files(join(root, "manifest")) if f.url.endswith(".json")]
-    if not found:
-        return None
-    url = max(found, key=_number)
-    data = read_bytes(url)
-    return _number(url), parse(Manifest, data, url), data
+@dataclass(frozen=True)
+class StoredManifest:
+    """The manifest that counts. No generation from `next_number` on is taken, by a valid one or another."""
+
+    number: int
+    next_number: int
+    manifest: Manifest
+    sha256: str  # of its bytes
 
 
-def _number(url: str) -> int:
-    return int(url.rsplit("/", 1)[1].split(".")[0])
+def latest_manifest(root: str) -> StoredManifest | None:
+    """The highest valid generation; None where there is none at all.
+
+    Raises:
+        InvalidRecordError: there are some, and none is valid.
+    """
+    urls = {int(m[1]): f.url for f in list_files(join(root, "manifest")) if (m := _MANIFEST.search(f.url))}
+    invalid: InvalidRecordError | None = None
+    for number in sorted(urls, reverse=True):
+        data = read_bytes(urls[number])
+        try:
+            manifest = parse(Manifest, data, urls[number])
+        except InvalidRecordError as e:
+            invalid = invalid or e
+            continue
+        return StoredManifest(number, max(urls) + 1, manifest, hashlib.sha256(data).hexdigest())
+    if invalid is not None:
+        raise invalid
+    return None
 
 
-def read_records(root: str) -> tuple[dict[int, ShardRecord], dict[int, dict[int, ChunkRecord]]]:
-    """Folded records by shard, and chunk records by shard and chunk of the shards that are not folded."""
-    folded: dict[int, tuple[int, str]] = {}
-    chunks: dict[tuple[int, int], tuple[int, str]] = {}
+@dataclass(frozen=True)
+class Generations:
+    """The names of one shard's records as (generation, URL), each list from the highest down."""
+
+    folded: list[tuple[int, str]] = field(default_factory=list)
+    chunks: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
+
+    @property
+    def next(self) -> int:
+        """The first generation that no record of the shard has."""
+        return max((names[0][0] for names in (self.folded, *self.chunks.values()) if names), default=-1) + 1
+
+
+def list_records(root: str) -> dict[int, Generations]:
+    """By shard, from one listing."""
+    found: dict[int, Generations] = {}
     for file in list_files(join(root, "commits")):
         if match := _CHUNK.search(file.url):
             shard, chunk, g = map(int, match.groups())
-            chunks[shard, chunk] = max(chunks.get((shard, chunk), (-1, "")), (g, file.url))
+            found.setdefault(shard, Generations()).chunks.setdefault(chunk, []).append((g, file.url))
         elif match := _SHARD.search(file.url):
             shard, g = map(int, match.groups())
-            folded[shard] = max(folded.get(shard, (-1, "")), (g, file.url))
-    shards = {r.shard: r for r in _read_all(ShardRecord, (url for _, url in folded.values()))}
-    open_chunks: dict[int, dict[int, ChunkRecord]] = {}
-    wanted = (url for (shard, _), (_, url) in chunks.items() if shard not in shards)
-    for record in _read_all(ChunkRecord, wanted):
-        open_chunks.setdefault(record.shard, {})[record.chunk] = record
-    return shards, open_chunks
+            found.setdefault(shard, Generations()).folded.append((g, file.url))
+    for generations in found.values():
+        for names in (generations.folded, *generations.chunks.values()):
+            names.sort(reverse=True)
+    return found
 
 
-def _read_all(record: type[R], urls: Iterable[str]) -> list[R]:
+@dataclass(frozen=True)
+class Records:
+    """What is committed: `shards` folded, `chunks` by shard and chunk of those shards that are not (yet)."""
+
+    shards: dict[int, ShardRecord]
+    chunks: dict[int, dict[int, ChunkRecord]]
+
+    def by_chunk(self) -> dict[int, dict[int, ChunkRecord]]:
+        """All records of chunks, by shard and chunk, both in order."""
+        every = {shard: {c.chunk: c for c in record.chunks} for shard, record in self.shards.items()} | self.chunks
+        return {shard: dict(sorted(of_shard.items())) for shard, of_shard in sorted(every.items())}
+
+    def finished(self) -> dict[int, ShardRecord]:
+        """The shards without gaps, folded here where they are not in storage."""
+        made = {shard: record for shard, chunks in self.chunks.items() if (record := fold(chunks))}
+        return dict(sorted({**self.shards, **made}.items()))
+
+
+def read_records(root: str, catalog: pa.Table, listed: Mapping[int, Generations] | None = None) -> Records:
+    """The records of the catalog's shards that count; `listed` saves the listing where it was made before.
+
+    It reads one record per finished shard, and chunk records of the others only.
+
+    Raises:
+        RefusedError: a record is of another format, or chunks do not adjoin.
+    """
+    names = list_records(root) if listed is None else listed
+    sources = zip(*(catalog[n].to_pylist() for n in ("shard", "bytes", "etag")), strict=True)
+    wanted = [(shard, names[shard], (size, etag)) for shard, size, etag in sources if shard in names]
+    shards: dict[int, ShardRecord] = {}
+    chunks: dict[int, dict[int, ChunkRecord]] = {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(lambda url: parse(record, read_bytes(url), url), urls))
+        for (shard, _, _), found in zip(wanted, pool.map(lambda w: _read_shard(*w), wanted), strict=True):
+            if isinstance(found, ShardRecord):
+                shards[shard] = found
+            elif found:
+                chunks[shard] = found
+    return Records(shards, chunks)
+
+
+def _read_shard(shard: int, names: Generations, source: tuple[int, str]) -> ShardRecord | dict[int, ChunkRecord]:
+    if newest := highest_valid(ShardRecord, names.folded[:1], shard, source):
+        return newest
+    chunks = read_chunk_records(shard, names, source)
+    older = highest_valid(ShardRecord, names.folded[1:], shard, source) if fold(chunks) is None else None
+    return older or chunks
+
+
+def read_chunk_records(shard: int, names: Generations, source: tuple[int, str]) -> dict[int, ChunkRecord]:
+    """The chunk records of a shard that count, by chunk."""
+    chunks = {}
+    for chunk, of_chunk in names.chunks.items():
+        record = highest_valid(ChunkRecord, of_chunk, shard, source)
+        if record is not None and record.chunk == chunk:
+            chunks[chunk] = record
+    return chunks
+
+
+def highest_valid(kind: type[C], names: Iterable[tuple[int, str]], shard: int, source: tuple[int, str]) -> C | None:
+    """The first of `names` that holds a valid record of this shard and source."""
+    for _, url in names:
+        try:
+            record = parse(kind, read_bytes(url), url)
+        except InvalidRecordError:
+            continue  # what counts instead is the next one; `mmstream audit` names this one
+        if record.shard == shard and record.source == source:
+            return record
+    return None
 
 
 def fold(chunks: dict[int, ChunkRecord]) -> ShardRecord | None:

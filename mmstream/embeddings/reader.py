@@ -36,6 +36,17 @@ def read_object(root: str, stored: StoredObject) -> bytes:
     return data
 
 
+def is_sound(root: str, record: ChunkRecord) -> bool:
+    """Whether all objects of a chunk are there, and are those that its record vouches for."""
+    try:
+        for stored in (record.data, record.rejects):
+            if stored is not None:
+                read_object(root, stored)
+    except (DifferencesError, UsageError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class EmbeddingSet:
     """A folder that `embed` filled. Opening reads one manifest; records and data are read when asked for."""
@@ -55,26 +66,38 @@ class EmbeddingSet:
         found = latest_manifest(url)
         if found is None:
             raise UsageError(f"{url}: no embedding set is there. Make one with `mmstream embed SRC {url}`.")
-        _, manifest, data = found
+        manifest = found.manifest
         if finished and not manifest.finished:
             raise RefusedError(
                 f"{url}: this embedding set is unfinished (manifest: finished is false). "
                 "Run the same `mmstream embed` again: it goes on where it stopped."
             )
-        return EmbeddingSet(url, manifest, hashlib.sha256(data).hexdigest())
+        return EmbeddingSet(url, manifest, found.sha256)
 
     @cached_property
     def catalog(self) -> pa.Table:
-        return pq.read_table(pa.BufferReader(read_bytes(join(self.url, self.manifest.catalog))))
+        """The frozen shards, a table of schema.CATALOG.
+
+        Raises:
+            DifferencesError: it is not the one that the manifest vouches for.
+        """
+        data = read_bytes(join(self.url, self.manifest.catalog))
+        if hashlib.sha256(data).hexdigest() != self.manifest.catalog_sha256:
+            raise DifferencesError(
+                f"{join(self.url, self.manifest.catalog)}: the catalog is not the one that the manifest vouches for. "
+                "It was damaged or replaced: restore it, or embed into another folder."
+            )
+        return pq.read_table(pa.BufferReader(data))
 
     @cached_property
     def shards(self) -> list[ShardRecord]:
-        records = [record for _, record in sorted(read_records(self.url)[0].items())]
+        records = list(read_records(self.url, self.catalog).finished().values())
         totals = self.manifest.totals
         if totals is not None and (len(records), sum(r.num_rows for r in records)) != (totals.shards, totals.rows):
             raise DifferencesError(
                 f"{self.url}: records of {len(records)} shards are there, the manifest says {totals.shards} with "
-                f"{totals.rows:,} rows. Something was lost; `mmstream audit {self.url}` names it."
+                f"{totals.rows:,} rows. Something was lost: `mmstream audit {self.url}` names it, `mmstream repair "
+                f"{self.url}` makes it anew."
             )
         return records
 

@@ -2,7 +2,8 @@
 
 The same rows give the same bytes: nothing that enters an object depends on a clock, a host or an attempt. A kill
 before the record leaves objects that nobody refers to; a second writer of the same chunk loses the race for the
-record and its objects are never read.
+record and its objects are never read. A record that lies damaged is never replaced: the next generation of it is
+written.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import hashlib
 import io
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmstream.embeddings.layout import chunk_record_path, object_path, parse
+from mmstream.embeddings.layout import C, InvalidRecordError, chunk_record_path, object_path, parse, shard_record_path
 from mmstream.errors import RefusedError
-from mmstream.schema import ChunkRecord, Damage, StoredObject
+from mmstream.schema import ChunkRecord, Damage, ShardRecord, StoredObject
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import join, read_bytes, write_bytes
 
@@ -42,8 +44,11 @@ class ChunkResult:
     source_etag: str
 
 
-def commit_chunk(root: str, result: ChunkResult, fingerprint: str) -> ChunkRecord:
+def commit_chunk(root: str, result: ChunkResult, fingerprint: str, generation: int = 0) -> ChunkRecord:
     """Writes the objects, then the record. Returns the record that counts: ours, or that of whoever was first.
+
+    Args:
+        generation: of the record; higher than 0 where the chunk is made anew.
 
     Raises:
         RefusedError: the record that was first was made by another encoder.
@@ -65,15 +70,33 @@ def commit_chunk(root: str, result: ChunkResult, fingerprint: str) -> ChunkRecor
         fingerprint=fingerprint,
         attempt=attempt,
     )
-    url = join(root, chunk_record_path(result.shard, result.chunk))
-    if put_if_absent(url, record.to_bytes()):
-        return record
-    first = parse(ChunkRecord, read_bytes(url), url)
-    if first.fingerprint != fingerprint:
+    counts = _publish(record, generation, lambda g: join(root, chunk_record_path(record.shard, record.chunk, g)))
+    if counts.fingerprint != fingerprint:
         raise RefusedError(
-            f"{url}: fingerprint is {first.fingerprint}, ours is {fingerprint}: another encoder wrote it."
+            f"{root}: fingerprint of shard {record.shard} chunk {record.chunk} is {counts.fingerprint}, ours is "
+            f"{fingerprint}: another encoder wrote it."
         )
-    return first
+    return counts
+
+
+def commit_shard(root: str, record: ShardRecord, generation: int = 0) -> ShardRecord:
+    """Writes the folded record of a shard. Returns the one that counts: ours, or that of whoever was first."""
+    return _publish(record, generation, lambda g: join(root, shard_record_path(record.shard, g)))
+
+
+def _publish(record: C, generation: int, url_of: Callable[[int], str]) -> C:
+    """`record` under the first generation that is free, unless a valid one of the same source is met before that."""
+    while True:
+        url = url_of(generation)
+        if put_if_absent(url, record.to_bytes()):
+            return record
+        try:
+            first = parse(type(record), read_bytes(url), url)
+        except InvalidRecordError:
+            first = None  # damaged where it lies; what is written above it counts
+        if first is not None and first.source == record.source:
+            return first
+        generation += 1
 
 
 def _write(root: str, kind: str, result: ChunkResult, table: pa.Table, attempt: str) -> StoredObject | None:

@@ -32,6 +32,7 @@ class Encoder(ABC):
         modalities: which of "image" and "text" it gives.
         micro_batch: rows of every batch that the model sees.
         device: "cpu", or the name of the GPU.
+        dtype: what the model computes in.
     """
 
     spec: str
@@ -40,6 +41,7 @@ class Encoder(ABC):
     modalities: tuple[str, ...]
     micro_batch: int = 32
     device: str = "cpu"
+    dtype: str = "float32"
     module: Any = None  # the torch module, where there is one: a trainer may take it as a tower
 
     @abstractmethod

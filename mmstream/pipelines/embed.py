@@ -7,39 +7,33 @@ driver sees a few numbers per chunk and never a sample. Run it again after any k
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy, Dataset
 
-from mmstream.embeddings.layout import catalog_path, latest_manifest, manifest_path, parse
+from mmstream.embeddings.layout import parse
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.ledger import Ledger
+from mmstream.pipelines.manifest import Asked, OpenSet, begin, find, grown, say_what_matters
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
-from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS, ShardTask, from_row, num_rows
+from mmstream.pipelines.source import ShardTask, from_row, num_rows
 from mmstream.schema import METADATA, ChunkRecord, Manifest
-from mmstream.shards.catalog import build_catalog, check_same, from_parquet, to_parquet
-from mmstream.storage.commit import honours_put_if_absent, put_if_absent
-from mmstream.storage.files import absolute, join, read_bytes
-from mmstream.telemetry import Progress, Report, Stopwatch, slowest, stderr
-
-_LIBRARIES = ("mmstream", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
-_SETTINGS = ("format", "fingerprint", "dimension", "modalities", "normalized", "fields", "limit")
-_SAME_CHUNKS = ("chunk_rows", "chunk_bytes")  # of another release: its records have other boundaries
+from mmstream.shards.catalog import build_catalog
+from mmstream.storage.files import absolute
+from mmstream.telemetry import Progress, Report, Stopwatch, slowest
 
 
 class DamagedShard(BaseModel):
@@ -92,12 +86,15 @@ class _Encode:
     root: str
     fields: tuple[str, ...]
     threads: int
+    micro_batch: int
+    generations: Mapping[int, int]
     encoder: Encoder = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
     idle_since: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.encoder = load_on_worker(self.spec, self.fingerprint, self.threads)
+        self.encoder.micro_batch = self.micro_batch
         self.pool = ThreadPoolExecutor(self.threads, "decode")
         self.idle_since = time.perf_counter()
 
@@ -119,9 +116,9 @@ class _Encode:
                 source_bytes=info.source_bytes,
                 source_etag=info.source_etag,
             )
-            record = commit_chunk(self.root, result, self.fingerprint)
+            record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
         self.idle_since = time.perf_counter()
-        done = {"record": record.model_dump_json(), "bytes": info.read_bytes}
+        done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes}
         return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
 
 
@@ -154,6 +151,7 @@ def embed(
     fields: Sequence[str] = (),
     limit: int | None = None,
     max_rejects: float = 0.05,
+    append: bool = False,
 ) -> EmbedReport:
     """Embeds the samples of tar shards into the embedding set at `dest`; resumes one that was begun.
 
@@ -164,10 +162,12 @@ def embed(
         fields: names of JSON fields to keep beside the vectors, as strings.
         limit: take at most this many samples, from the first shards on.
         max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on.
+        append: take in the shards that the source gained since; those that were there keep their numbers.
 
     Raises:
         UsageError: a source is missing, a model unknown, or no shard gave a sample.
-        RefusedError: `dest` holds a set of another encoder, catalog or format.
+        RefusedError: `dest` holds a set of another encoder, catalog or format, or one whose source has grown, without
+            `append`.
         TooManyRejectsError: the share of rejects is over `max_rejects`; what was committed stays.
         UnreachableError: a store does not answer.
     """
@@ -175,19 +175,20 @@ def embed(
     _check_fields(fields)
     catalog = limited(build_catalog(source), limit)
     encoder = load_encoder(model)
-    number, manifest = _begin(dest, catalog, encoder, tuple(fields), limit)
-    if manifest.finished:
-        finished = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
-        return _report(dest, manifest, finished, catalog, already=True)
-    ledger = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
-    seconds: dict[str, float] = {}
-    if tasks := ledger.plan():
+    asked = Asked(catalog, encoder, tuple(fields), limit)
+    opened = find(dest, asked)
+    if opened is None:
         start_ray()
-        seconds = _run(ledger, tasks, encoder, tuple(fields), catalog.num_rows)
-    totals = ledger.finish(source if isinstance(source, str) else " ".join(source))
-    manifest = manifest.model_copy(update={"finished": True, "totals": totals})
-    _publish_manifest(dest, number + 1, manifest)
-    return _report(dest, manifest, ledger, catalog, time.monotonic() - start, slowest(seconds))
+        opened = begin(dest, asked, encode_shares(catalog.num_rows).encoder_threads)
+    catalog = grown(opened, asked, append=append)
+    if catalog.num_rows > opened.catalog.num_rows:
+        opened = opened.with_catalog(catalog)
+    ledger = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
+    if opened.manifest.finished and len(ledger.shards) == catalog.num_rows:
+        return _report(opened.manifest, ledger, catalog, already=True)
+    seconds = run(opened, ledger, ledger.plan(), encoder)
+    opened = opened.finished(ledger.finish(source if isinstance(source, str) else " ".join(source)))
+    return _report(opened.manifest, ledger, catalog, time.monotonic() - start, slowest(seconds))
 
 
 def _check_fields(fields: Sequence[str]) -> None:
@@ -215,85 +216,23 @@ def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=catalog.schema)
 
 
-def _begin(
-    dest: str, catalog: pa.Table, encoder: Encoder, fields: tuple[str, ...], limit: int | None
-) -> tuple[int, Manifest]:
-    """The manifest of the set at `dest`, written now if there is none; refuses one that does not fit."""
-    found = latest_manifest(dest)
-    if found is None:
-        manifest = _first_manifest(dest, catalog, encoder, fields, limit)
-        if not put_if_absent(join(dest, manifest.catalog), to_parquet(catalog)):
-            check_same(_stored_catalog(dest, manifest), catalog, dest)  # a run that was killed here began the set
-        _publish_manifest(dest, 0, manifest)
-        found = latest_manifest(dest)
-        assert found is not None
-    number, stored, _ = found
-    ours = _first_manifest(dest, catalog, encoder, fields, limit, single_writer=stored.single_writer)
-    for name in (*_SETTINGS, *_SAME_CHUNKS):
-        before, now = getattr(stored, name), getattr(ours, name)
-        if before != now:
-            raise RefusedError(
-                f"{dest}: {name} differs: the set was begun with {before} ({stored.encoder}) and is asked for with "
-                f"{now} ({encoder.spec}). Use the same settings to go on, or another folder for a new set."
-            )
-    check_same(_stored_catalog(dest, stored), catalog, dest)
-    return number, stored
-
-
-def _stored_catalog(dest: str, manifest: Manifest) -> pa.Table:
-    return from_parquet(read_bytes(join(dest, manifest.catalog)), dest)
-
-
-def _first_manifest(
-    dest: str,
-    catalog: pa.Table,
-    encoder: Encoder,
-    fields: tuple[str, ...],
-    limit: int | None,
-    single_writer: bool | None = None,
-) -> Manifest:
-    if single_writer is None:
-        single_writer = not honours_put_if_absent(dest)
-        if single_writer:
-            stderr().print(
-                f"[yellow]{dest}: this store ignores conditional writes; run one embed at a time on this folder.[/]"
-            )
-    return Manifest(
-        finished=False,
-        catalog=catalog_path(0),
-        catalog_sha256=hashlib.sha256(to_parquet(catalog)).hexdigest(),
-        encoder=encoder.spec,
-        fingerprint=encoder.fingerprint,
-        dimension=encoder.dimension,
-        modalities=list(encoder.modalities),
-        normalized=True,
-        micro_batch=encoder.micro_batch,
-        chunk_rows=CHUNK_ROWS,
-        chunk_bytes=CHUNK_BYTES,
-        fields=list(fields),
-        limit=limit,
-        single_writer=single_writer,
-        device=encoder.device,
-        libraries={name: version(name) for name in _LIBRARIES},
-    )
-
-
-def _publish_manifest(dest: str, number: int, manifest: Manifest) -> None:
-    """A manifest that another driver published first is as good as ours: the checks that follow read what is there."""
-    put_if_absent(join(dest, manifest_path(number)), manifest.to_bytes())
-
-
-def _run(
-    ledger: Ledger, tasks: list[ShardTask], encoder: Encoder, fields: tuple[str, ...], num_shards: int
+def run(
+    opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encoder, title: str = "embed"
 ) -> dict[str, float]:
-    """Carries out the tasks; returns the encoders' seconds by stage."""
-    shares = encode_shares(len(tasks))
-    settings = (encoder.spec, encoder.fingerprint, ledger.dest, fields, shares.encoder_threads)
+    """Carries out the tasks of a set's ledger; returns the encoders' seconds by stage. Ray is started if need be."""
+    if not tasks:
+        return {}
+    start_ray()
+    manifest = opened.manifest
+    say_what_matters(manifest, encoder)
+    shares = encode_shares(len(tasks), manifest.threads)
+    settings = (encoder.spec, encoder.fingerprint, opened.dest, tuple(manifest.fields))
+    settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
     seconds = dict.fromkeys(STAGES, 0.0)
     num_bytes = 0
     with streaming_context(), our_errors():
         results = encode_stage(chunk_dataset(tasks, shares), _Encode, settings, shares)
-        with Progress("embed", num_shards, "shards", rate_of="samples") as progress:
+        with Progress(title, opened.catalog.num_rows, "shards", rate_of="samples") as progress:
             progress.update(len(ledger.shards))
             for done in rows_of(results):
                 ledger.add(parse(ChunkRecord, done["record"].encode(), ledger.dest))
@@ -346,7 +285,6 @@ def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
 
 
 def _report(
-    dest: str,
     manifest: Manifest,
     ledger: Ledger,
     catalog: pa.Table,
@@ -362,7 +300,7 @@ def _report(
         if s.damage
     ]
     return EmbedReport(
-        dest=dest,
+        dest=ledger.dest,
         shards=len(ledger.shards),
         rows=ledger.num_rows,
         rejects=dict(sorted(ledger.rejects.items())),
@@ -374,7 +312,7 @@ def _report(
         model=manifest.encoder,
         fingerprint=manifest.fingerprint,
         next=[
-            shlex.join(["mmstream", "audit", dest]),
-            shlex.join(["mmstream", "index", "build", dest, f"{dest}-index"]),
+            shlex.join(["mmstream", "audit", ledger.dest]),
+            shlex.join(["mmstream", "index", "build", ledger.dest, f"{ledger.dest}-index"]),
         ],
     )

@@ -8,18 +8,18 @@ recounted: a chunk costs the same at the end of a long run as at its start.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import fold, parse, read_records, shard_record_path
+from mmstream.embeddings.layout import Records, fold, read_records
+from mmstream.embeddings.writer import commit_shard
 from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import ShardTask
 from mmstream.schema import ChunkRecord, ShardRecord, Totals
 from mmstream.shards.catalog import known_successes
-from mmstream.storage.commit import put_if_absent
-from mmstream.storage.files import join, read_bytes
 
 BUDGET_FROM_SAMPLES = 1_000
 BUDGET_AT_END_FROM_SAMPLES = 100
@@ -27,14 +27,30 @@ BUDGET_AT_END_FROM_SAMPLES = 100
 
 class Ledger:
     """
+    Args:
+        dest, catalog, fingerprint: the set, its frozen shards, and what its vectors depend on.
+        max_rejects: the error budget, a share of the samples.
+        records: what to go on from, where that is not simply what lies at `dest`.
+        generations: of the records that are to be written, by shard; 0 where it says nothing.
+
     Attributes:
         shards: folded records of finished shards.
         num_samples, num_rows, rejects: what is committed, over all runs.
         num_encoded: samples that this run committed.
     """
 
-    def __init__(self, dest: str, catalog: pa.Table, fingerprint: str, max_rejects: float) -> None:
+    def __init__(
+        self,
+        dest: str,
+        catalog: pa.Table,
+        fingerprint: str,
+        max_rejects: float,
+        *,
+        records: Records | None = None,
+        generations: Mapping[int, int] | None = None,
+    ) -> None:
         self.dest = dest
+        self.generations = generations or {}
         self.max_rejects = max_rejects
         self.num_encoded = 0
         self.num_samples = 0
@@ -42,7 +58,9 @@ class Ledger:
         self.rejects: Counter[str] = Counter()
         self._catalog = catalog
         self._damaged: dict[int, int] = {}  # shard → about how many samples lie behind the damage
-        self.shards, self._chunks = read_records(dest)
+        found = read_records(dest, catalog) if records is None else records
+        self.shards = dict(found.shards)
+        self._chunks = {shard: dict(chunks) for shard, chunks in found.chunks.items()}
         for record in [*self.shards.values(), *(c for s in self._chunks.values() for c in s.values())]:
             self._check(record, fingerprint)
             self._count(record)
@@ -90,9 +108,7 @@ class Ledger:
         record = fold(self._chunks.get(shard, {}))
         if record is None:
             return False
-        url = join(self.dest, shard_record_path(shard))
-        if not put_if_absent(url, record.to_bytes()):
-            record = parse(ShardRecord, read_bytes(url), url)
+        record = commit_shard(self.dest, record, self.generations.get(shard, 0))
         self.shards[shard] = record
         del self._chunks[shard]
         self._note_damage(record)
@@ -146,10 +162,13 @@ class Ledger:
             why = f" (the first: {broken[0].reason}, {broken[0].detail})" if broken else ""
             raise UsageError(f"{source}: no shard gave a sample{why}. Are these WebDataset tars?")
         self._check_budget(BUDGET_AT_END_FROM_SAMPLES)
+        rejects: Counter[str] = Counter()
+        for record in self.shards.values():
+            rejects.update(record.num_rejects)
         return Totals(
             shards=len(self.shards),
-            samples=self.num_samples,
-            rows=self.num_rows,
-            rejects=dict(sorted(self.rejects.items())),
+            samples=sum(s.num_samples for s in self.shards.values()),
+            rows=sum(s.num_rows for s in self.shards.values()),
+            rejects=dict(sorted(rejects.items())),
             damaged=sorted(self._damaged),
         )

@@ -86,10 +86,8 @@ def rejects(dest: str, *, reason: str | None = None, limit: int = LIMIT, html: s
 
 def committed(emb: EmbeddingSet) -> Iterator[ChunkRecord]:
     """The records of all chunks, of unfinished shards too, in order."""
-    folded, open_chunks = read_records(emb.url)
-    for shard in sorted({*folded, *open_chunks}):
-        chunks = folded[shard].chunks if shard in folded else [c for _, c in sorted(open_chunks[shard].items())]
-        yield from chunks
+    for of_shard in read_records(emb.url, emb.catalog).by_chunk().values():
+        yield from of_shard.values()
 
 
 def _first(emb: EmbeddingSet, chunks: list[ChunkRecord], wanted: Mapping[str, int]) -> Iterator[Reject]:

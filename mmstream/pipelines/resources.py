@@ -109,24 +109,37 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def encode_shares(num_tasks: int) -> Shares:
-    """A GPU each where there are GPUs, else encoders that fill the cores; two readers per GPU, one on CPUs.
-
-    No more encoders than tasks: an actor without work costs seconds of start.
+def encode_shares(num_tasks: int, threads: int | None = None) -> Shares:
+    """The layout of a job on the Ray that was started, see `shares_of`.
 
     Raises:
         UsageError: the cluster is too small for one reader beside one encoder.
     """
     total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), int(total.get("GPU", 0))
+    cpus = total.get("CPU", 0.0)
+    physical = int(cpus) if os.environ.get("RAY_ADDRESS") else min(int(cpus), cores())
+    return shares_of(num_tasks, threads, cpus=cpus, physical=physical, gpus=int(total.get("GPU", 0)))
+
+
+def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int, gpus: int) -> Shares:
+    """A GPU each where there are GPUs, else encoders that fill the cores; two readers per GPU, one on CPUs.
+
+    No more encoders than tasks: an actor without work costs seconds of start.
+
+    Args:
+        threads: of each encoder, where that is settled: another number can change the last bit of a vector.
+        cpus, physical: logical CPUs of Ray, and the cores behind them.
+
+    Raises:
+        UsageError: `cpus` are too few for one reader beside one encoder.
+    """
     if gpus:
         readers = max(2, min(3 * gpus, int(cpus) // 2))
-        shares = Shares(readers, 0.5, min(gpus, num_tasks), 1.0, 1.0, encoder_threads=4)
+        shares = Shares(readers, 0.5, min(gpus, num_tasks), 1.0, 1.0, encoder_threads=threads or 4)
     else:
-        physical = min(int(cpus), cores()) if not os.environ.get("RAY_ADDRESS") else int(cpus)
-        encoders = max(1, min(physical, MAX_CPU_ENCODERS, num_tasks))
+        encoders = max(1, min(physical // (threads or 1), MAX_CPU_ENCODERS, num_tasks))
         readers = max(1, encoders // 4)
-        shares = Shares(readers, 0.5, encoders, 1.0, 0.0, encoder_threads=max(1, physical // encoders))
+        shares = Shares(readers, 0.5, encoders, 1.0, 0.0, encoder_threads=threads or max(1, physical // encoders))
     while shares.cpus > cpus and shares.encoders > 1 and not gpus:
         shares = Shares(1, 0.5, shares.encoders - 1, 1.0, 0.0, shares.encoder_threads)
     if shares.cpus > cpus:

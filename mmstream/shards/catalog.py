@@ -215,8 +215,8 @@ def extend_catalog(stored: pa.Table, now: pa.Table, where: str) -> pa.Table:
     for shard, url in enumerate(stored["url"].to_pylist()):
         if url not in numbers:
             raise RefusedError(
-                f"{where}: shard {shard}, {url}, is not among the shards given now. Shards can only be added: "
-                "name the old ones too, and restore those that are gone."
+                f"{where}: catalog differs: shard {shard}, {url}, is not among the shards given now. Shards can "
+                "only be added: name the old ones too, and restore those that are gone."
             )
     old = now.take(pa.array([numbers[url] for url in stored["url"].to_pylist()], pa.int64()))
     check_same(stored, old, where)

@@ -76,7 +76,7 @@ def test_a_sound_set_agrees_with_itself_and_with_its_shards(made: Path) -> None:
 
 def rewrite(root: Path, change: Callable[[pa.Table], pa.Table], *, samples: int = 0) -> None:
     """Chunk 1 of shard 0 gets other rows, and `samples` more samples; everything else is made to fit."""
-    record = ShardRecord.model_validate_json((root / RECORD).read_bytes())
+    record = ShardRecord.from_bytes((root / RECORD).read_bytes())
     chunks = list(record.chunks)
     before = chunks[1]
     assert before.data
@@ -91,7 +91,7 @@ def rewrite(root: Path, change: Callable[[pa.Table], pa.Table], *, samples: int 
     more = num_rows - before.num_rows
     put(root / RECORD, replaced(record, chunks=chunks, num_samples=record.num_samples + samples,
                                 num_rows=record.num_rows + more))  # fmt: skip
-    manifest = Manifest.model_validate_json((root / "manifest/000001.json").read_bytes())
+    manifest = Manifest.from_bytes((root / "manifest/000001.json").read_bytes())
     assert manifest.totals
     totals = replaced(manifest.totals, samples=manifest.totals.samples + samples, rows=manifest.totals.rows + more)
     put(root / "manifest/000001.json", replaced(manifest, totals=totals))
@@ -305,7 +305,7 @@ def test_strange_files_are_named_and_do_no_harm(emb: Path) -> None:
 
 
 def test_records_that_claim_absurd_numbers_or_strange_paths_are_named(emb: Path) -> None:
-    record = ShardRecord.model_validate_json((emb / RECORD).read_bytes())
+    record = ShardRecord.from_bytes((emb / RECORD).read_bytes())
     lies = [
         replaced(record.chunks[0], num_samples=10**30),
         replaced(record.chunks[1], shard=10**30, chunk=-1),

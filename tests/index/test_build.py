@@ -48,7 +48,9 @@ def test_vectors_ids_and_metadata_keep_together(tmp_path: Path) -> None:
     assert about["id"].to_pylist() == ids.tolist()
     assert about["caption"].to_pylist() == [f"caption {i}" for i in kept]
     assert about["licence"].to_pylist() == [f"CC-{i}" for i in kept]
-    assert pq.read_table(io.BytesIO(version.read(CATALOG)))["url"].to_pylist() == ["/nowhere/00000.tar"]
+    assert pq.read_table(io.BytesIO(version.read(CATALOG)))["url"].to_pylist() == [
+        f"/nowhere/{i:05}.tar" for i in range(3)
+    ]
 
 
 def test_the_other_modality_is_a_choice(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mmstream.errors import DifferencesError, RefusedError, TooManyRejectsError,
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of, from_row, to_row
+from mmstream.schema import ShardRecord
 from mmstream.shards.catalog import build_catalog
 from mmstream.telemetry import Stopwatch
 
@@ -63,8 +64,12 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dest
 
 
+def stored_shards(dest: Path) -> dict[int, ShardRecord]:
+    return read_records(str(dest), EmbeddingSet.open(str(dest)).catalog).shards
+
+
 def data_hashes(dest: Path) -> dict[tuple[int, int], str]:
-    shards, _ = read_records(str(dest))
+    shards = stored_shards(dest)
     return {(c.shard, c.chunk): c.data.sha256 for s in shards.values() for c in s.chunks if c.data}
 
 
@@ -141,7 +146,7 @@ def test_a_run_goes_on_from_what_is_committed_and_gives_the_same_bytes(
             before[info.shard, info.chunk] = commit_chunk(str(dest), result, encoder.fingerprint).attempt
     report = mm.embed(str(folder), str(dest), model="fake:16", fields=["fits"])
     assert report.rows == 1300
-    shards, _ = read_records(str(dest))
+    shards = stored_shards(dest)
     after = {(c.shard, c.chunk): c.attempt for s in shards.values() for c in s.chunks}
     assert {place: after[place] for place in before} == before, "what was committed is not done again"
     assert data_hashes(dest) == data_hashes(undisturbed)
@@ -237,9 +242,11 @@ def test_fields_that_are_columns_already_are_refused_before_anything_starts(fold
     assert not (tmp_path / "emb").exists()
 
 
-def test_a_set_that_lost_a_record_is_not_read_as_if_it_were_whole(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_set_that_lost_a_record_is_never_read_as_if_it_were_whole(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed, tmp_path / "emb")
     (tmp_path / "emb" / "commits" / "000001.0.json").unlink()
+    assert EmbeddingSet.open(str(tmp_path / "emb")).num_rows == 1300, "the records of its chunks are still there"
+    (tmp_path / "emb" / "commits" / "000001" / "000000.0.json").unlink()
     with pytest.raises(DifferencesError, match="records of 2 shards are there, the manifest says 3"):
         mm.build_index(str(tmp_path / "emb"), str(tmp_path / "index"))
 
