@@ -5,9 +5,20 @@ This walk ends normally only at two zero blocks with nothing but zeros behind th
 offset otherwise. Memory is constant: one member at a time, its size checked before anything is read. Nothing is ever
 written to disk, names are only data.
 
-Read: ustar with prefix, V7, GNU long names and base-256 numbers, PAX `path` and `size`, own and global. A member that
-is no plain file (link, device, fifo, sparse in any dialect, an unknown type), or whose name is absolute or climbs with
-`..`, is handed out without data as `unsafe_member`. Directories are passed over; neither they nor links have a payload.
+The rules, which are `tarfile`'s wherever that reads on (tests/shards/test_tar.py compares the two):
+
+* **Header**: 512 bytes whose checksum fits, summed unsigned or, as some old systems did, signed. Sizes are octal, blank
+  for 0, or base-256; a negative one is damage.
+* **Name**: ustar's prefix and name; GNU's `L` header; PAX `path`, which wins. Bytes that are no UTF-8 are spelt out.
+* **PAX**: of an own (`x`, `X`) header `path`, `size` and signs of a sparse file count for the next member, of a global
+  one (`g`) for all that follow and say nothing else. A malformed record, one above `EXTENSION_LIMIT`, or an extension
+  without its member is damage: the next header could not be told from payload.
+* **Sparse files** (GNU's `S` with its map, and PAX's three dialects), **links**, hard and symbolic, **devices, fifos,
+  unknown types**, and names that are absolute or climb with `..` are handed out without data as `unsafe_member`.
+  What follows them is read on: links and devices have no payload whatever size they claim.
+* **Directories** (type 5, or V7's name that ends with a slash) are passed over.
+* **End**: two zero blocks, then zeros. One zero block, no end mark, or other bytes behind it are damage, so of several
+  tars in one file the first is read. Compressed tars are `not_tar`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,32 @@ def test_whatever_tarfile_writes_reads_back_equal(files: list[tuple[str, bytes]]
     assert all(data[m.data_offset : m.data_offset + m.size] == m.data for m in found)
     ends = [0, *(m.data_offset + m.size + -m.size % BLOCK for m in found)]
     assert [m.offset for m in found] == ends[:-1]
+
+
+ENTRY = st.one_of(
+    st.tuples(NAME, st.binary(max_size=1200)),
+    st.builds(special, NAME, st.just(tarfile.DIRTYPE)),
+    st.builds(special, NAME, st.sampled_from([tarfile.SYMTYPE, tarfile.LNKTYPE]), NAME.map(lambda n: n * 3)),
+    st.builds(special, NAME, st.sampled_from([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(entries=st.lists(st.tuples(ENTRY, st.sampled_from(sorted(FORMATS))), max_size=6), padding=st.integers(0, 30))
+def test_dialects_and_kinds_mixed_in_one_archive_are_what_tarfile_says(
+    entries: list[tuple[tuple[str, bytes] | tarfile.TarInfo, str]], padding: int
+) -> None:
+    try:
+        parts = [make_tar([entry], FORMATS[format])[:-1024] for entry, format in entries]
+    except ValueError:  # a name too long for ustar
+        return
+    data = b"".join(parts) + bytes(1024 + padding * BLOCK)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        wanted = [(m.name, tar.extractfile(m).read() if m.isreg() else None) for m in tar if not m.isdir()]  # ty: ignore
+    found, damage = walk(data)
+    assert damage is None
+    assert [(m.name.rstrip("/"), m.data) for m in found] == [(name.rstrip("/"), payload) for name, payload in wanted]
+    assert [m.problem for m in found] == [Reason.UNSAFE_MEMBER if p is None else None for _, p in wanted]
 
 
 def test_a_cut_at_any_byte_keeps_the_members_before_it_and_says_where() -> None:
