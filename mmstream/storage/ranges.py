@@ -19,7 +19,7 @@ from mmstream.storage.http import ChangedError
 from mmstream.storage.objects import RangedObject, open_object
 
 BLOCK_BYTES = 8 << 20
-LOCAL_BLOCK_BYTES = 1 << 20  # stays in the processor's cache, and less is read of what is skipped
+LOCAL_BLOCK_BYTES = 256 << 10  # stays in the processor's cache, and less is read of what is skipped
 ATTEMPTS = 6
 PATIENCE_SECONDS = 60.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 8.0
