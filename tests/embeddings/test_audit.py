@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ import pytest
 from embedding_sets import embed_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tars import make_tar
 
 from mmstream.embeddings.audit import AuditReport, audit
 from mmstream.embeddings.writer import to_parquet
 from mmstream.errors import UsageError
-from mmstream.schema import ChunkRecord, Manifest, Record, ShardRecord, StoredObject
+from mmstream.schema import ChunkRecord, Damage, Manifest, Record, ShardRecord, StoredObject
 
 SHARDS, SAMPLES, CHUNK = 2, 20, 8
 RECORD = "commits/000000.0.json"
@@ -179,6 +181,41 @@ def test_ids_that_are_not_of_their_row_are_named(emb: Path) -> None:
 def test_other_columns_than_declared_are_named(emb: Path) -> None:
     rewrite(emb, lambda t: t.drop_columns(["similarity"]))
     assert said(audit(str(emb)))[0][2].startswith("columns of data/000000-000001-")
+
+
+def test_a_picture_that_lies_elsewhere_is_named(tmp_path: Path) -> None:
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(pixels, "PNG")
+    (tmp_path / "0.tar").write_bytes(make_tar((f"{i:03}.png", pixels.getvalue()) for i in range(20)))
+    emb = Path(embed_here(tmp_path / "0.tar", tmp_path / "emb", chunk_rows=CHUNK))
+    assert said(audit(str(emb), source=True)) == []
+
+    def change(table: pa.Table) -> pa.Table:
+        i = table.schema.get_field_index("image_offset")
+        places = table["image_offset"].to_pylist()
+        return table.set_column(i, "image_offset", pa.array([*places[:3], places[4], *places[4:]], pa.int64()))
+
+    rewrite(emb, change)
+    assert said(audit(str(emb), source=True)) == [(0, 1, "place of the picture of row 11 (offset, bytes)")]
+
+
+def test_records_whose_own_figures_do_not_agree_are_named(emb: Path) -> None:
+    record = ShardRecord.model_validate_json((emb / RECORD).read_bytes())
+    damage = Damage(reason="tar_header", offset=5, detail="-")
+    chunks = [
+        replaced(record.chunks[0], fingerprint="sha256:another"),
+        replaced(record.chunks[1], source_etag="another"),
+        replaced(record.chunks[2], damage=damage),
+    ]
+    put(emb / RECORD, replaced(record, chunks=chunks, num_rows=19, num_rejects={"caption": 1}))
+    assert said(audit(str(emb))) == [
+        (0, 0, "fingerprint"),
+        (0, 1, "source (bytes, etag)"),
+        (0, 2, "reject for the rest of the shard (row, reason, offset)"),
+        (0, None, "damage in the record"),
+        (0, None, "num_rows of the shard"),
+        (0, None, "num_rejects of the shard"),
+    ]
 
 
 # The source, later.

@@ -96,3 +96,11 @@ def test_a_checksum_of_signed_bytes_counts_too(signed: bool) -> None:
     total = sum(tar[:512]) - sum(tar[148:156]) + 8 * 32 - (256 * sum(b > 127 for b in tar[:512]) if signed else 0)
     tar[148:156] = b"%06o\0 " % total
     assert recounted(bytes(tar)) == ([("ü", 0)], None)
+
+
+def test_the_times_that_gnu_tar_keeps_where_ustar_has_a_prefix_are_no_part_of_the_name() -> None:
+    tar = bytearray(make_tar([("a.txt", b"x")], tarfile.GNU_FORMAT))
+    assert tar[257:263] == b"ustar "
+    tar[345:369] = b"12345670123\0" * 2
+    tar[148:156] = b"%06o\0 " % (sum(tar[:512]) - sum(tar[148:156]) + 8 * 32)
+    assert recounted(bytes(tar)) == read(bytes(tar)) == ([("a", 0)], None)
