@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,12 @@ from mmstream.embeddings.layout import catalog_path, fold, manifest_path
 from mmstream.embeddings.writer import ChunkResult, commit_chunk, commit_shard
 from mmstream.encoders.build import load_encoder
 from mmstream.pipelines.encode import encode_chunk
-from mmstream.pipelines.source import ChunkInfo
+from mmstream.pipelines.read import shard_tasks
+from mmstream.pipelines.source import ChunkInfo, chunks_of
 from mmstream.schema import CATALOG, REJECT, ChunkRecord, Manifest, Totals, embedding_schema, sample_id
 from mmstream.shards.catalog import build_catalog, to_parquet
-from mmstream.shards.group import read_chunks
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import join, write_bytes
-from mmstream.storage.ranges import RangeReader
 from mmstream.telemetry import Stopwatch
 
 Row = Mapping[str, Any]
@@ -76,15 +76,16 @@ def _publish(root: str, catalog: bytes, **about: Any) -> None:
     put_if_absent(join(root, manifest_path(1)), manifest.to_bytes())
 
 
-def embed_here(source: str | Path, dest: str | Path, *, chunk_rows: int = 8, dimension: int = 8) -> str:
-    """What `embed` makes of the shards at `source` with `fake:<dimension>`, in this process, in small chunks."""
+def embed_here(source: str | Path | pa.Table, dest: str | Path, *, chunk_rows: int = 8, dimension: int = 8) -> str:
+    """What `embed` makes of a catalog, or the shards at `source`, with `fake:<dimension>`: in this process, in small
+    chunks."""
     root, encoder = str(dest), load_encoder(f"fake:{dimension}")
-    catalog = build_catalog(str(source))
+    catalog = source if isinstance(source, pa.Table) else build_catalog(str(source))
     shards = []
-    for entry in catalog.to_pylist():
-        with RangeReader(entry["url"]) as reader, ThreadPoolExecutor(1) as pool:
+    for entry, task in zip(catalog.to_pylist(), shard_tasks(catalog), strict=True):
+        with ThreadPoolExecutor(1) as pool, patch("mmstream.pipelines.source.CHUNK_ROWS", chunk_rows):
             chunks = {}
-            for chunk in read_chunks(reader, entry["shard"], chunk_rows=chunk_rows):
+            for chunk in chunks_of(task):
                 at = (chunk.shard, chunk.number, chunk.first_row, chunk.num_samples)
                 info = ChunkInfo(*at, chunk.end, chunk.damage, entry["url"], entry["bytes"], entry["etag"], 0, 0.0, 0)
                 rows, rejects = encode_chunk(info, chunk.table, encoder, [], pool=pool, watch=Stopwatch())

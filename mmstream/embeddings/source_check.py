@@ -7,7 +7,6 @@ the set accounts for is no difference. One chunk is in memory at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -68,10 +67,14 @@ class SourceCheck:
             if was_lost:
                 return None
             self._findings.differ("source since it was embedded (bytes, etag)", (size, etag), (now.bytes, now.etag))
-        wanted = self._entry.get("sha256")
-        if reason == Reason.CHECKSUM and wanted and _sha256(url) != wanted:
-            return None
-        return url
+        return None if reason == Reason.CHECKSUM and self._fails_its_checksum() else url
+
+    def _fails_its_checksum(self) -> bool:
+        try:
+            with RangeReader(self._entry["url"]) as reader:
+                return reader.sha256() != self._entry.get("sha256")
+        except Rejected:
+            return True  # gone by now, too
 
     def chunk(
         self, chunk: ChunkRecord, keys: Mapping[int, str | None], pictures: Mapping[int, tuple[int, int]]
@@ -148,11 +151,3 @@ def _kind(wrong: list[tuple[int, str, str | None]], rows: Mapping[int, Row]) -> 
         if moved and all(moved):
             return f" (there and {len(wrong) - 1} times more stands the {neighbour} row's)"
     return f" (and of {len(wrong) - 1} more)"
-
-
-def _sha256(url: str) -> str:
-    digest = hashlib.sha256()
-    with RangeReader(url) as reader:
-        while piece := reader.read(BLOCK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmstream.embeddings.audit import AuditReport, audit
 from mmstream.embeddings.writer import to_parquet
 from mmstream.errors import UsageError
 from mmstream.schema import ChunkRecord, Damage, Manifest, Record, ShardRecord, StoredObject
+from mmstream.shards.catalog import build_catalog
 
 SHARDS, SAMPLES, CHUNK = 2, 20, 8
 RECORD = "commits/000000.0.json"
@@ -265,6 +267,33 @@ def test_damage_that_is_accounted_for_is_no_difference_and_a_lie_about_it_is(tmp
 
     (tmp_path / "0.tar").write_bytes(whole)  # mended
     assert said(audit(str(emb), source=True))[1:] == [(0, None, "samples in the source"), (0, None, "damage")]
+
+
+def test_a_shard_that_was_lost_before_it_was_read_is_accounted_for_until_it_is_back(tmp_path: Path) -> None:
+    whole = tar_of(keys_of(0))
+    for name in ("gone", "changed", "hurt"):
+        (tmp_path / f"{name}.tar").write_bytes(whole)
+    catalog = build_catalog(str(tmp_path / "*.tar"), checksums=True)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")}
+
+    def spoil() -> None:
+        (tmp_path / "gone.tar").unlink()
+        (tmp_path / "changed.tar").write_bytes(whole + bytes(512))
+        (tmp_path / "hurt.tar").write_bytes(whole.replace(b"caption of 0012", b"caption of 9912"))
+        os.utime(tmp_path / "hurt.tar", ns=(0, times[tmp_path / "hurt.tar"]))
+
+    spoil()
+    emb = embed_here(catalog, tmp_path / "emb", chunk_rows=CHUNK)
+    report = audit(emb, source=True)
+    assert said(report) == []
+    assert [d["reason"] for d in report.damaged] == ["source_changed", "unreadable", "checksum"]
+
+    for path, then in times.items():
+        path.write_bytes(whole)
+        os.utime(path, ns=(0, then))
+    assert said(audit(emb, source=True)) == [
+        (shard, None, what) for shard in range(3) for what in ("samples in the source", "damage")
+    ]
 
 
 def test_every_bad_tar_is_accounted_for(shared: Path, tmp_path: Path) -> None:
