@@ -3,7 +3,7 @@
 This shares with the writer only the files and the declared schema: names are taken apart here again, and every figure
 is counted anew from the objects, so that a mistake in the writer cannot hide itself. With `source` the tars are
 counted again too. Whatever lies in the set, torn, missing or a stranger's, is named and never ends the audit; of
-several generations of a record the highest valid one counts, and one above it that is not valid is a difference.
+several generations of a record the highest valid one counts, and a damaged one above it is a difference.
 Shards are checked side by side, one chunk of each in memory.
 """
 
@@ -36,6 +36,7 @@ _FOLDED = re.compile(r"/commits/([0-9]{6,9})\.([0-9]{1,9})\.json$")
 _CHUNK = re.compile(r"/commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json$")
 _OTHER = re.compile(r"/(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet$|/\.[^/]*$")  # or temporary
 R = TypeVar("R", bound=Sealed)
+Source = tuple[int, str]  # bytes and etag of a shard
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -156,24 +157,37 @@ class _Audit:
         return dict(enumerate(catalog.to_pylist()))
 
     def _check(self, shard: int, entry: dict[str, Any] | None, terms: Terms) -> Findings:
-        """One shard, by its folded record, or by the records of its chunks where no valid one is left."""
         found = Findings(shard)
-        record = _highest_valid(ShardRecord, self.folded.get(shard, {}), found)
-        if record is None:
-            found.differ("record of the shard", "one", "none")
-            record = self._unfolded(shard, found)
+        record = self._record(shard, (entry["bytes"], entry["etag"]) if entry else None, found)
         if terms.manifest and entry is None:
             found.differ("shard of a record", "in the catalog", "not there")
         if record is not None:
             found.add(check_shard(terms, record, shard, entry))
         return found
 
-    def _unfolded(self, shard: int, found: Findings) -> ShardRecord | None:
+    def _record(self, shard: int, source: Source | None, found: Findings) -> ShardRecord | None:
+        """The record that counts: the newest folded one; where it is damaged or of another source, what the records of
+        the chunks make; where these have gaps, an older folded one; and at worst whatever there is."""
+        folded = self.folded.get(shard, {})
+        newest = max(folded, default=0)
+        if record := _highest_valid(ShardRecord, {g: u for g, u in folded.items() if g == newest}, found, source):
+            return record
+        of_chunks = self._of_chunks(shard, source, found)
+        if not folded:
+            found.differ("record of the shard", "one", "none")
+        if of_chunks and of_chunks.chunks[-1].end and of_chunks.chunks[-1].chunk == len(of_chunks.chunks) - 1:
+            return of_chunks
+        unnamed = Findings()  # what is below the newest has been replaced: no difference, whatever became of it
+        older = _highest_valid(ShardRecord, folded, unnamed, source) or _highest_valid(ShardRecord, folded, unnamed)
+        return older or of_chunks
+
+    def _of_chunks(self, shard: int, source: Source | None, found: Findings) -> ShardRecord | None:
+        """The chunks' records folded here, gaps or not; None where there is none."""
         generations: dict[int, dict[int, str]] = {}
         for file in list_files(join(self.root, f"commits/{shard:06}")) if shard in self.begun else []:
             if name := _CHUNK.search(file.url):
                 generations.setdefault(int(name[2]), {})[int(name[3])] = file.url
-        valid = [_highest_valid(ChunkRecord, urls, found) for _, urls in sorted(generations.items())]
+        valid = [_highest_valid(ChunkRecord, urls, found, source) for _, urls in sorted(generations.items())]
         chunks = [chunk for chunk in valid if chunk is not None]
         if not chunks:
             return None
@@ -201,17 +215,23 @@ class _Audit:
                 self.found.differ(f"total {name}", expected, value)
 
 
-def _highest_valid(kind: type[R], generations: dict[int, str], found: Findings) -> R | None:
-    """The record of the highest generation that is one; each above it is a difference, as nobody asked for it."""
+def _highest_valid(
+    kind: type[R], generations: dict[int, str], found: Findings, source: Source | None = None
+) -> R | None:
+    """The record of the highest generation that is one, and of this source if one is given. Each damaged one above it
+    is a difference; one of another source is not: a source that was mended is recorded before the catalog names it."""
     for _, url in sorted(generations.items(), reverse=True):
         try:
-            return kind.from_bytes(read_bytes(url))
+            record = kind.from_bytes(read_bytes(url))
         except UsageError:
             found.differ(f"record {url}", "there", "missing")
         except RefusedError as e:
             found.differ(f"record {url}", f"format {FORMAT}", e)
         except ValueError as e:
             found.differ(f"record {url}", f"a valid {kind.__name__}", str(e).splitlines()[0])
+        else:
+            if source is None or getattr(record, "source", source) == source:
+                return record
     return None
 
 

@@ -202,7 +202,7 @@ def test_a_picture_that_lies_elsewhere_is_named(tmp_path: Path) -> None:
 
 
 def test_records_whose_own_figures_do_not_agree_are_named(emb: Path) -> None:
-    record = ShardRecord.model_validate_json((emb / RECORD).read_bytes())
+    record = ShardRecord.from_bytes((emb / RECORD).read_bytes())
     damage = Damage(reason="tar_header", offset=5, detail="-")
     chunks = [
         replaced(record.chunks[0], fingerprint="sha256:another"),
@@ -312,6 +312,24 @@ def test_a_torn_record_hides_no_valid_one_below_it_and_is_named(emb: Path) -> No
     assert [d.what.rsplit("/", 1)[1] for d in report.differences] == ["000000.1.json"]
     shutil.copy(emb / RECORD, emb / "commits/000000.2.json")
     assert said(audit(str(emb))) == [], "a later generation has taken its place"
+
+
+def test_a_record_of_a_source_that_the_catalog_does_not_name_waits_for_its_catalog(emb: Path) -> None:
+    record = ShardRecord.from_bytes((emb / RECORD).read_bytes())
+    later = replaced(record, chunks=[replaced(c, source_etag="mended") for c in record.chunks])
+    put(emb / "commits/000000.1.json", later)
+    assert said(audit(str(emb))) == []
+    (emb / RECORD).unlink()
+    shutil.rmtree(emb / "commits/000000")
+    assert said(audit(str(emb))) == [(0, chunk, "source (bytes, etag)") for chunk in range(3)]
+
+
+def test_an_older_folded_record_stands_in_where_the_newest_is_damaged_and_chunk_records_have_gaps(emb: Path) -> None:
+    (emb / "commits/000000.1.json").write_text("{}")
+    (emb / "commits/000000/000001.0.json").unlink()
+    report = audit(str(emb))
+    assert report.rows == SHARDS * SAMPLES
+    assert [d.what.rsplit("/", 1)[1] for d in report.differences] == ["000000.1.json"]
 
 
 def test_chunk_records_stand_in_for_a_folded_one_that_was_lost(emb: Path) -> None:
