@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tars import make_tar
 from mmstream.errors import UsageError
 from mmstream.pipelines.rejects import rejects
 from mmstream.pipelines.rejects_page import Reject, gather, hexdump
+from mmstream.schema import Manifest
 
 XSS = "<img src=x onerror=alert(1)>"
 PAYLOAD = b"<html><script>alert('payload')</script></html>"
@@ -67,6 +69,17 @@ def test_rejects_are_counted_by_reason_and_the_first_of_each_are_listed_with_the
     assert set(first) == {"url", "shard", "row", "key", "member", "offset", "reason", "detail"}
     assert Path(first["url"]).read_bytes()[first["offset"] :].startswith(b"text.jpg")
     assert report.title() == "14 of 20 samples set aside, 1 shard broken off"
+
+
+def test_a_run_that_ended_over_its_budget_is_listed_as_far_as_it_was_committed(emb: str, tmp_path: Path) -> None:
+    unfinished = Path(shutil.copytree(emb, tmp_path / "emb"))
+    manifest = Manifest.from_bytes((unfinished / "manifest/000001.json").read_bytes())
+    begun = manifest.model_copy(update={"finished": False, "totals": None})
+    (unfinished / "manifest/000001.json").write_bytes(begun.to_bytes())
+    (unfinished / "commits/000000.0.json").unlink()
+    (unfinished / "commits/000000/000000.0.json").unlink()
+    report = rejects(str(unfinished))
+    assert (report.samples, report.rejects) == (14, {**COUNTS, "image_truncated": 8, "not_image": 1})
 
 
 def test_one_reason_alone_is_listed_and_an_unknown_one_is_refused(emb: str) -> None:
