@@ -102,11 +102,16 @@ def start(job: Job) -> tuple[ForkServerProcess, Connection]:
 def _context() -> Any:
     """Processes are forked from a server that imported mmstream once: a start costs milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    tests = Path(__file__).resolve().parents[1]
-    path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(tests.parent), str(tests)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    os.environ["PYTHONPATH"] = python_path()
     context.set_forkserver_preload(["faults.kills", "mmstream.pipelines.embed", "s3fs", "pytest"])
     return context
+
+
+def python_path() -> str:
+    """PYTHONPATH with which a process finds this package and the one under test."""
+    tests = Path(__file__).resolve().parents[1]
+    path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(tests.parent), str(tests)]
+    return os.pathsep.join(dict.fromkeys(path))
 
 
 def _run(job: Job, writer: Connection) -> None:

@@ -22,12 +22,12 @@ from signal import SIGKILL
 from typing import Any
 from unittest import mock
 
-from faults.job import MODEL, Truth, picture
+from faults.job import MODEL, Truth, picture, python_path
 from faults.judge import Hashes, Objects, audited, data_hashes, judge, objects_at, rewritten
 from faults.phases import Phase
 from tars import make_tar
 
-TESTS = Path(__file__).resolve().parents[1]
+HOOKS = Path(__file__).with_name("hooks")
 RUN_SECONDS = 240
 SHARDS, ROWS = 6, 2_000
 
@@ -119,7 +119,7 @@ def bench(folder: Path) -> Generator[Bench]:
 
     (folder / "phases").mkdir()
     environment = {
-        "PYTHONPATH": os.pathsep.join([str(TESTS / "faults" / "hooks"), str(TESTS.parent), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([str(HOOKS), python_path()]),
         "FAULTS_PHASES": str(folder / "phases"),
         "RAY_AUTH_MODE": "disabled",
         "RAY_health_check_period_ms": "500",  # a dead node is known to be dead within seconds
