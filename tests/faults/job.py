@@ -134,16 +134,13 @@ def embed_here(job: Job) -> None:
             loaded.CHUNK_ROWS = CHUNK_ROWS  # ty: ignore[invalid-assignment]
     module.start_ray = lambda: None
     module.encode_shares = lambda *_: Shares(1, 0.5, 1, 1.0, 0.0, encoder_threads=1)
-    if hasattr(module, "run"):
-        module.run = lambda opened, ledger, tasks, encoder: _in_turn(ledger, tasks, encoder)
-    else:
-        module._run = lambda ledger, tasks, encoder, fields, num_shards: _in_turn(ledger, tasks, encoder)
+    module.run = _in_turn
     if job.planted:
         job.planted()
     module.embed(job.source, job.dest, model=MODEL, max_rejects=1.0)
 
 
-def _in_turn(ledger: Any, tasks: list, encoder: Any) -> dict[str, float]:
+def _in_turn(opened: Any, ledger: Any, tasks: list, encoder: Any) -> dict[str, float]:
     """What Ray's stages do, one chunk after the other."""
     from mmstream.embeddings import writer
 
@@ -151,8 +148,8 @@ def _in_turn(ledger: Any, tasks: list, encoder: Any) -> dict[str, float]:
         place = {name: getattr(info, name) for name in ("shard", "chunk", "first_row", "num_samples", "end")}
         origin = {name: getattr(info, name) for name in ("damage", "source_bytes", "source_etag")}
         result = writer.ChunkResult(**place, **origin, rows=rows, rejects=rejects)
-        generation = [ledger.generations.get(info.shard, 0)] if hasattr(ledger, "generations") else []
-        ledger.add(writer.commit_chunk(ledger.dest, result, encoder.fingerprint, *generation))
+        generation = ledger.generations.get(info.shard, 0)
+        ledger.add(writer.commit_chunk(opened.dest, result, encoder.fingerprint, generation))
     return {}
 
 
