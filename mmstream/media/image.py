@@ -1,10 +1,10 @@
 """Encoded pictures become pixels: decode (bytes → upright RGB) → resize (→ what a tower takes).
 
 Read are JPEG (MPO's first picture too), PNG, WebP, GIF, BMP and TIFF, the first frame of each. What anything else is
-gets said by its first bytes. The format and the number of pixels are known before anything is decoded. One rule for
-all pictures: EXIF or XMP orientation applied; transparency laid over white; palettes, CMYK and grey made RGB;
-16 bits cut to the upper 8, and 32-bit integers and floats, which name no white, stretched from their own minimum to
-their own maximum; colour profiles ignored.
+gets said by its first bytes. The format and the number of pixels are known before anything is decoded, and whatever a
+picture is, less than 17 bytes per pixel are held at once. One rule for all pictures: EXIF or XMP orientation applied;
+transparency laid over white; palettes, CMYK and grey made RGB; 16 bits cut to the upper 8, and 32-bit integers and
+floats, which name no white, stretched from their own minimum to their own maximum; colour profiles ignored.
 
 Pillow decodes; for plain JPEG simplejpeg does, with the same pixels (both are libjpeg-turbo) in three quarters of the
 time.
@@ -13,8 +13,8 @@ time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -27,7 +27,7 @@ from PIL import (  # the plugins register themselves; Pillow's own search for th
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -35,6 +35,7 @@ from PIL import (  # the plugins register themselves; Pillow's own search for th
 from mmstream.errors import Reason, Rejected
 
 MAX_PIXELS = 50_000_000
+_BAND_PIXELS = 1 << 20  # converted at a time
 _STRIP = 8  # length : breadth from which a picture is a strip
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ALGORITHMS: dict[str, Image.Resampling] = {f.name.lower(): f for f in Image.Resampling}
@@ -94,28 +95,67 @@ class Picture:
     data: bytes
 
 
+Pictures = Callable[[bytes], AbstractContextManager[Picture]]
+"""How a picture is come by: decoded here, under a watchdog or in a sandbox, for the length of a `with` block."""
+
+
+def decoded(data: bytes) -> AbstractContextManager[Picture]:
+    """`decode` as `Pictures`, in this thread and without a guard."""
+    return nullcontext(decode(data))
+
+
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture in `data`, by the rule above.
 
     Raises:
         Rejected: `not_image`, `format` (a picture, but of no format that is read), `too_many_pixels` (judged from the
-            header), `image_truncated` or `image_broken`.
+            header), `image_truncated`, `image_broken`, or `decoder_crash` where the decoder wants more memory than
+            there is.
     """
     found = sniff(data)
     if found is None:
         raise Rejected(Reason.NOT_IMAGE, f"{len(data):,} bytes that are no picture (they begin {data[:12]!r})")
     if found not in FORMATS:
         raise Rejected(Reason.FORMAT, f"{found} is not read; the formats are {', '.join(FORMATS)}")
+    if found == "WEBP":  # whose decoder takes the memory for its canvas as it is opened
+        _check_pixels(found, _webp_size(data), max_pixels)
     with _mapped(found, data), Image.open(BytesIO(data), formats=[found]) as image:
-        if image.width * image.height > max_pixels:
-            size = f"{image.width:,} × {image.height:,}"
-            raise Rejected(Reason.TOO_MANY_PIXELS, f"{found} of {size} pixels, the limit is {max_pixels:,} in all")
+        _check_pixels(found, image.size, max_pixels)
+        _check_pixels(f"{found} with a tile", _tile_size(image), max_pixels)
         rgb = _pixels(image, data)
         orientation = _orientation(image)  # afterwards: a TIFF is set upright, and says so, as it is loaded
         if rgb.size == 0:
             raise Rejected(Reason.IMAGE_BROKEN, f"{found} without pixels: {image.width} × {image.height}")
     upright = _TRANSPOSED[orientation](rgb) if orientation in _TRANSPOSED else rgb
     return Picture(np.ascontiguousarray(upright), upright.shape[1], upright.shape[0], data)
+
+
+def _check_pixels(what: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        of = f"of {width:,} × {height:,} pixels"
+        raise Rejected(Reason.TOO_MANY_PIXELS, f"{what} {of}, the limit is {max_pixels:,} in all")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the canvas as the header has it; (0, 0) where it has none that can be read."""
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X" and len(body) == 10:
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L" and len(body) >= 5:
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(body) == 10:
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return 0, 0
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the tiles of a TIFF, which may be larger than the picture and are decoded as a whole."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    width, height = image.tag_v2.get(322, 0), image.tag_v2.get(323, 0)
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
 
 
 def sniff(data: bytes) -> str | None:
@@ -197,6 +237,9 @@ def _mapped(found: str, data: bytes) -> Generator[None]:
         yield
     except Rejected:
         raise
+    except MemoryError as e:
+        detail = f"{found} of {len(data):,} bytes: its decoder wants more memory than it may have"
+        raise Rejected(Reason.DECODER_CRASH, detail) from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise Rejected(Reason.TOO_MANY_PIXELS, f"{found}: {e}") from e
     except UnidentifiedImageError as e:  # its own message holds an address in memory, other in every run
@@ -229,21 +272,50 @@ def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
         except ValueError:  # strict where Pillow is lenient, or broken: Pillow decides, and knows why
             pass
     image.load()
-    if image.mode[0] in "IF":
-        grey = _grey(image)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.width * image.height == 0:
+        return np.zeros((0, 0, 3), np.uint8)
+    convert = _grey(image) if image.mode[0] in "IF" else _colour
+    if image.width * image.height <= _BAND_PIXELS:
+        return convert(image)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top, band in _bands(image):
+        rgb[top : top + band.height] = convert(band)
+    return rgb
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, those rows) from the top down: what a conversion holds beside the picture is small."""
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
+def _colour(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture of 8 bits, on white where it is transparent."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
-def _grey(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] of a picture of 16 or 32 bits."""
-    values = np.asarray(image)
+def _grey(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """Gives bands of `image`, which has 16 or 32 bits, as uint8 [H, W, 3]."""
     if image.mode.startswith("I;16"):
         clear = image.info.get("transparency")
-        return ((values if clear is None else np.where(values == clear, 0xFFFF, values)) >> 8).astype(np.uint8)
-    known = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
-    return ((known - low) * (255 / (high - low)) if high > low else known * 0).round().astype(np.uint8)
+        return lambda band: _repeated(_upper_bits(np.asarray(band), clear))
+    ends = [(known.min(), known.max()) for known in (_known(band) for _, band in _bands(image))]
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    scale = 255 / (high - low) if high > low else 0.0
+    return lambda band: _repeated(((_known(band) - low) * scale).round())
+
+
+def _upper_bits(values: np.ndarray, clear: int | None) -> np.ndarray:
+    return (values if clear is None else np.where(values == clear, 0xFFFF, values)) >> 8
+
+
+def _known(band: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _repeated(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)

@@ -244,6 +244,58 @@ def test_too_many_pixels_are_seen_before_the_decode(side: int) -> None:
     assert time.monotonic() - start < 1
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"VP8X\x0a\0\0\0" + bytes(4) + b"\xff\x3f\0" * 2,
+        b"VP8L\x05\0\0\0\x2f" + (0x3FFF << 14 | 0x3FFF).to_bytes(4, "little") + bytes(9),
+        b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + b"\xff\x3f" * 2,
+    ],
+)
+def test_a_webp_of_too_many_pixels_is_seen_before_its_canvas_is_made(header: bytes) -> None:
+    data = b"RIFF" + len(header).to_bytes(4, "little") + b"WEBP" + header
+    with pytest.raises(Rejected, match=r"WEBP of 16,38[34] × 16,38[34] pixels"):
+        decode(data)
+
+
+def test_a_tile_that_is_larger_than_any_picture_is_seen_before_the_decode() -> None:
+    tags = [
+        (256, 9),
+        (257, 9),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, 65520),
+        (323, 65520),
+        (324, 200),
+        (325, 9),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4 + 100)
+    with pytest.raises(Rejected, match="TIFF with a tile of 65,520 × 65,520 pixels"):
+        decode(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1", "F"])
+def test_a_picture_that_is_converted_in_bands_is_the_picture(mode: str) -> None:
+    rgba = np.random.default_rng(1).integers(0, 256, (1100, 1000, 4), np.uint8)
+    image = Image.fromarray(rgba).convert("L" if mode == "F" else "RGB" if mode == "P" else "RGBA").convert(mode)
+    data = encoded(image, "TIFF" if mode in ("CMYK", "F") else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    found = decode(data).rgb
+    if mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        grey = ((values - values.min()) * (255 / (values.max() - values.min()))).round().astype(np.uint8)
+        expected = np.repeat(grey[:, :, None], 3, axis=2)
+    else:
+        whole = Image.open(io.BytesIO(data))
+        if whole.has_transparency_data:
+            whole = whole.convert("RGBA")
+            whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
+        expected = np.asarray(whole.convert("RGB"))
+    assert np.array_equal(found, expected)
+
+
 def test_pillows_own_limits_mean_the_same() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
