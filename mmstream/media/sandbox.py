@@ -1,0 +1,205 @@
+"""Pictures are decoded one after the other in a process of their own, which may crash, hang or eat memory.
+
+Encoded bytes go in over a pipe; what comes back is JSON and plain pixels (never pickle), and is checked. A process
+that dies names its culprit: the picture it had. The caller only ever sees `Rejected`, and the next picture gets a fresh
+process. The child has no credentials in its environment, can open next to no files, may take `MEMORY_BYTES` beyond
+what it starts with, and is killed when a picture takes longer than `SAMPLE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from io import BufferedReader
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mmstream.errors import Reason, Rejected
+from mmstream.media.image import MAX_PIXELS, Picture, decode
+
+SAMPLE_SECONDS = 30.0
+MEMORY_BYTES = 1 << 30
+_OPEN_FILES = 16
+_GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
+_LENGTH_BYTES = 8
+_LINE_BYTES = 1 << 16
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
+
+
+class _Died(Exception):
+    """The child ended with this code before it had answered (negative: the signal)."""
+
+    def __init__(self, code: int, in_time: bool) -> None:
+        super().__init__(code)
+        self.code, self.in_time = code, in_time
+
+    def __str__(self) -> str:
+        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+
+
+class Sandbox:
+    """A child that decodes, replaced whenever it dies. Threads may share it: they take turns."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._turn:
+            if self._child is not None:
+                self._child.kill()
+                self._reap(self._child)
+
+    def picture(self, data: bytes) -> AbstractContextManager[Picture]:
+        """`decode` as `image.Pictures`."""
+        return nullcontext(self.decode(data))
+
+    def decode(self, data: bytes) -> Picture:
+        """The same as `image.decode` gives.
+
+        Raises:
+            Rejected: as there; `decode_timeout` or `decoder_crash` where the child had to be killed, or died.
+        """
+        with self._turn:
+            try:
+                return self._attempt(data)
+            except _Died as first:
+                if first.code != -signal.SIGKILL or not first.in_time:
+                    raise _rejected(first, data) from first
+            try:  # someone else killed it: the system, for want of memory, or a person. It may not be this picture.
+                return self._attempt(data)
+            except _Died as second:
+                raise _rejected(second, data) from second
+
+    def _attempt(self, data: bytes) -> Picture:
+        child = self._child = self._child or _start()
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            child.kill()
+
+        timer = threading.Timer(SAMPLE_SECONDS, expire)
+        timer.start()
+        try:
+            return _ask(child, data)
+        except (EOFError, BrokenPipeError):
+            code = self._reap(child)  # before the timer ends: it may have let go of the pipes and still live
+            raise _Died(code, in_time=not expired.is_set()) from None
+        finally:
+            timer.cancel()
+
+    def _reap(self, child: subprocess.Popen[bytes]) -> int:
+        self._child = None
+        for pipe in (child.stdin, child.stdout):
+            try:
+                if pipe:
+                    pipe.close()
+            except BrokenPipeError:  # what was not sent yet has no reader any more
+                pass
+        return child.wait()
+
+
+def _rejected(died: _Died, data: bytes) -> Rejected:
+    if not died.in_time or died.code == -signal.SIGALRM:
+        detail = f"no picture after {SAMPLE_SECONDS:g} s, the limit for one, from {len(data):,} bytes"
+        return Rejected(Reason.DECODE_TIMEOUT, detail)
+    detail = f"the decoder died ({died}) of a picture of {len(data):,} bytes; it may take {MEMORY_BYTES >> 20:,} MiB"
+    return Rejected(Reason.DECODER_CRASH, detail)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path)  # Ray adds a job's folder to it
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "mmstream.media.sandbox"],
+        env={**kept, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def _ask(child: subprocess.Popen[bytes], data: bytes) -> Picture:
+    """The child's answer. Raises EOFError or BrokenPipeError where it is gone."""
+    assert child.stdin and isinstance(child.stdout, BufferedReader)
+    _send(child.stdin, data)
+    line = child.stdout.readline(_LINE_BYTES)
+    if not line:
+        raise EOFError
+    try:
+        height, width = _told(line)
+    except (ValueError, KeyError, TypeError) as e:
+        child.kill()  # a line cut short, or what no child of ours says
+        raise EOFError from e
+    rgb = np.empty((height, width, 3), np.uint8)
+    if child.stdout.readinto(rgb.data.cast("B")) != rgb.nbytes:
+        raise EOFError
+    return Picture(rgb, width, height, data)
+
+
+def _send(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(len(data).to_bytes(_LENGTH_BYTES, "little"))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _told(line: bytes) -> tuple[int, int]:
+    """(height, width) from an answer's first line, checked: a decoder that was taken over may write anything."""
+    answer = json.loads(line)
+    if "reason" in answer:
+        raise Rejected(Reason(answer["reason"]), str(answer["detail"]))
+    height, width = int(answer["height"]), int(answer["width"])
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise ValueError(answer)
+    return height, width
+
+
+def _serve() -> None:
+    """The child: pictures from stdin to what was stdout, until stdin ends."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a decoder prints is no answer
+    _confine()
+    while length := requests.read(_LENGTH_BYTES):
+        data = requests.read(int.from_bytes(length, "little"))
+        # The system's own alarm needs no thread and no interpreter lock, and ends the process.
+        signal.setitimer(signal.ITIMER_REAL, SAMPLE_SECONDS + _GRACE_SECONDS)
+        _answer(data, answers)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _confine() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + MEMORY_BYTES
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (value, value))
+
+
+def _answer(data: bytes, answers: IO[bytes]) -> None:
+    try:
+        picture = decode(data)
+    except Rejected as e:
+        answers.write(json.dumps({"reason": e.reason, "detail": e.detail}).encode() + b"\n")
+    else:
+        answers.write(json.dumps({"height": picture.height, "width": picture.width}).encode() + b"\n")
+        answers.write(picture.rgb.data.cast("B"))
+    answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,107 @@
+"""A picture decoded in a sandbox is the same picture, and one that takes its decoder down is a reject by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmstream.errors import Reason, Rejected
+from mmstream.media import sandbox
+from mmstream.media.image import decode
+from mmstream.media.sandbox import Sandbox
+
+HOSTILE = Path(__file__).parents[1] / "hostile" / "sitecustomize.py"
+
+
+def _png() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+GOOD = _png()
+
+
+@pytest.fixture
+def struck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The children's decoder misbehaves when asked to; the file that tells how often it did."""
+    shutil.copy(HOSTILE, tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sandbox, "SAMPLE_SECONDS", 3.0)
+    return tmp_path / "struck"
+
+
+def reason(child: Sandbox, data: bytes) -> tuple[Reason, str]:
+    with pytest.raises(Rejected) as caught:
+        child.decode(data)
+    return caught.value.reason, caught.value.detail
+
+
+def test_pictures_and_rejects_are_those_of_decode(shared: Path) -> None:
+    with Sandbox() as child:
+        for path in sorted((shared / "data" / "bad_inputs" / "images").iterdir()):
+            data = path.read_bytes()
+            try:
+                expected = decode(data)
+            except Rejected as e:
+                assert reason(child, data) == (e.reason, e.detail), path.name
+            else:
+                found = child.decode(data)
+                assert np.array_equal(found.rgb, expected.rgb), path.name
+                assert (found.width, found.height, found.data) == (expected.width, expected.height, data)
+
+
+def test_a_picture_that_takes_its_decoder_down_is_named_at_once_and_the_next_ones_are_decoded(struck: Path) -> None:
+    whole = decode(GOOD).rgb
+    with Sandbox() as child:
+        for end, expected, why in (
+            (b"!crash", Reason.DECODER_CRASH, "SIGSEGV"),
+            (b"!bomb", Reason.DECODER_CRASH, "memory|exit code 1"),
+            (b"!sleep", Reason.DECODE_TIMEOUT, "no picture after 3 s"),
+            (b"!hold", Reason.DECODE_TIMEOUT, "no picture after 3 s"),
+        ):
+            found, detail = reason(child, GOOD + end)
+            assert found == expected
+            assert any(w in detail for w in why.split("|")), detail
+            assert np.array_equal(child.decode(GOOD).rgb, whole)
+    assert len(struck.read_text().splitlines()) == 4, "once for each"
+
+
+def test_a_child_that_someone_else_kills_costs_no_picture() -> None:
+    whole = decode(GOOD).rgb
+    with Sandbox() as child:
+        child.decode(GOOD)
+        assert child._child
+        os.kill(child._child.pid, signal.SIGKILL)
+        assert np.array_equal(child.decode(GOOD).rgb, whole)
+
+
+def test_a_child_has_no_credentials_and_few_files_and_ends_with_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    with Sandbox() as child:
+        child.decode(GOOD)
+        assert child._child
+        process = Path("/proc") / str(child._child.pid)
+        assert b"hidden" not in (process / "environ").read_bytes()
+        limits = (process / "limits").read_text()
+        assert limits.split("Max open files")[1].split()[0] == "16"
+        assert limits.split("Max core file size")[1].split()[0] == "0"
+        assert limits.split("Max address space")[1].split()[0].isdecimal()
+    until = time.monotonic() + 5
+    while process.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not process.exists()
+
+
+def test_an_answer_that_no_child_of_ours_gives_is_not_believed() -> None:
+    for line in (b'{"height": -1, "width": -1}', b'{"height": 99999, "width": 99999}', b"[]", b"{", b'{"reason": "x"}'):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            sandbox._told(line + b"\n")
