@@ -24,6 +24,7 @@ from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
+from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.ledger import Ledger
 from mmstream.pipelines.manifest import Asked, OpenSet, begin, find, grown, say_what_matters
@@ -88,6 +89,7 @@ class _Encode:
     threads: int
     micro_batch: int
     generations: Mapping[int, int]
+    contained: Containment
     encoder: Encoder = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
     idle_since: float = field(init=False)
@@ -102,21 +104,24 @@ class _Encode:
         watch = Stopwatch()
         watch.add("read", time.perf_counter() - self.idle_since)
         info, samples = from_row(row)
-        rows, rejects = encode_chunk(info, samples, self.encoder, self.fields, pool=self.pool, watch=watch)
-        with watch("write"):
-            result = ChunkResult(
-                shard=info.shard,
-                chunk=info.chunk,
-                first_row=info.first_row,
-                num_samples=info.num_samples,
-                rows=rows,
-                rejects=rejects,
-                end=info.end,
-                damage=info.damage,
-                source_bytes=info.source_bytes,
-                source_etag=info.source_etag,
+        with self.contained.chunk(info) as pictures:
+            rows, rejects = encode_chunk(
+                info, samples, self.encoder, self.fields, pool=self.pool, watch=watch, pictures=pictures
             )
-            record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
+            with watch("write"):
+                result = ChunkResult(
+                    shard=info.shard,
+                    chunk=info.chunk,
+                    first_row=info.first_row,
+                    num_samples=info.num_samples,
+                    rows=rows,
+                    rejects=rejects,
+                    end=info.end,
+                    damage=info.damage,
+                    source_bytes=info.source_bytes,
+                    source_etag=info.source_etag,
+                )
+                record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
         self.idle_since = time.perf_counter()
         done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes}
         return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
@@ -230,8 +235,8 @@ def run(
     settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
     seconds = dict.fromkeys(STAGES, 0.0)
     num_bytes = 0
-    with streaming_context(), our_errors():
-        results = encode_stage(chunk_dataset(tasks, shares), _Encode, settings, shares)
+    with streaming_context(), our_errors(), containment() as contained:
+        results = encode_stage(chunk_dataset(tasks, shares), _Encode, (*settings, contained), shares)
         with Progress(title, opened.catalog.num_rows, "shards", rate_of="samples") as progress:
             progress.update(len(ledger.shards))
             for done in rows_of(results):
@@ -264,8 +269,8 @@ def tables_of(dataset: Dataset) -> Iterator[pa.Table]:
 def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
     """`actor(*settings)` on each chunk of `dataset`, as a stage of its own with the encoder's share of the machine.
 
-    Another number of CPUs than the readers' keeps Ray from fusing the two stages. Retries are bounded: a chunk that
-    kills its worker again and again must end the run, not repeat for ever.
+    Another number of CPUs than the readers' keeps Ray from fusing the two stages. Ray restarts an actor that died and
+    repeats what it had at hand, without end: every such actor uses `Containment`, which sees to an end.
     """
     gpus = {"num_gpus": shares.encoder_gpus} if shares.encoder_gpus else {}
     with warnings.catch_warnings():
@@ -278,8 +283,8 @@ def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
             batch_format="pyarrow",
             num_cpus=shares.encoder_cpus,
             compute=ActorPoolStrategy(size=shares.encoders, max_tasks_in_flight_per_actor=4),
-            max_restarts=4,
-            max_task_retries=4,
+            max_restarts=-1,
+            max_task_retries=-1,
             **gpus,
         )
 

@@ -7,7 +7,7 @@ use: a picture, a caption or both; what is absent is null in the row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mmstream.encoders.base import Encoder
 from mmstream.errors import Reason, Rejected
-from mmstream.media.image import Picture, decode
+from mmstream.media.image import Pictures, decoded
 from mmstream.media.text import clean, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
@@ -41,13 +41,25 @@ def encode_chunk(
     *,
     pool: ThreadPoolExecutor,
     watch: Stopwatch,
+    pictures: Pictures = decoded,
 ) -> tuple[pa.Table, pa.Table]:
     """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
 
-    Decoding and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest is among the rejects.
+    Decoding (by way of `pictures`) and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest
+    is among the rejects.
     """
+    columns = {name: samples[name].combine_chunks() for name in samples.column_names}
+
+    def prepared(row: int) -> _Sample | dict[str, Any]:
+        # Here and not before: only the bytes of samples at work are held as Python objects.
+        sample = {name: column[row].as_py() for name, column in columns.items()}
+        try:
+            return _prepare(sample, encoder, fields, pictures)
+        except Rejected as e:
+            return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
+
     with watch("decode"):
-        results = list(pool.map(lambda sample: _prepared(sample, encoder, fields), _as_dicts(samples)))
+        results = list(pool.map(prepared, range(samples.num_rows)))
     with watch("model"):
         ready = [r for r in results if isinstance(r, _Sample)]
         rejects = [r for r in results if not isinstance(r, _Sample)]
@@ -60,31 +72,11 @@ def encode_chunk(
     return rows, pa.Table.from_pylist(rejects, schema=REJECT)
 
 
-def _as_dicts(samples: pa.Table) -> Iterable[dict[str, Any]]:
-    """Samples one by one, so that only the bytes of those at work are held as Python objects."""
-    columns = {name: samples[name].combine_chunks() for name in samples.column_names}
-    for i in range(samples.num_rows):
-        yield {name: column[i].as_py() for name, column in columns.items()}
-
-
-def _prepared(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -> _Sample | dict[str, Any]:
-    try:
-        return _prepare(sample, encoder, fields)
-    except Rejected as e:
-        return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
-
-
-def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) -> _Sample:
+def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], pictures: Pictures) -> _Sample:
     if sample["reason"] is not None:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
     metadata = parse_object(sample["json"])
     caption = _caption(sample["text"], metadata) if "text" in encoder.modalities else None
-    picture: Picture | None = None
-    if "image" in encoder.modalities and sample["image"] is not None:
-        picture = decode(sample["image"])
-    if picture is None and caption is None:
-        wanted = " or ".join(encoder.modalities)
-        raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
     about = {
         "id": sample["id"],
         "shard": sample["shard"],
@@ -92,13 +84,18 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str]) ->
         "key": sample["key"],
         "caption": caption if caption is not None else _caption(sample["text"], metadata),
         "url": _as_text(metadata.get("url")),
-        "width": picture.width if picture else None,
-        "height": picture.height if picture else None,
-        "image_offset": sample["image_offset"] if picture else None,
-        "image_bytes": len(sample["image"]) if picture else None,
+        **dict.fromkeys(("width", "height", "image_offset", "image_bytes")),
         **{field: _as_text(metadata.get(field)) for field in fields},
     }
-    return _Sample(about, encoder.preprocess(picture) if picture else None, caption)
+    if "image" not in encoder.modalities or sample["image"] is None:
+        if caption is None:
+            wanted = " or ".join(encoder.modalities)
+            raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
+        return _Sample(about, None, caption)
+    with pictures(sample["image"]) as picture:
+        about["width"], about["height"] = picture.width, picture.height
+        about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
+        return _Sample(about, encoder.preprocess(picture), caption)
 
 
 def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import UsageError
 from mmstream.metrics import retrieval
+from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.embed import encode_stage, limited, load_on_worker, tables_of
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
@@ -122,13 +123,17 @@ def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
 class _Vectors:
     """The encoder stage's actor where nothing is written: a chunk in, its vectors out as one row."""
 
-    def __init__(self, spec: str, fingerprint: str, threads: int) -> None:
+    def __init__(self, spec: str, fingerprint: str, threads: int, contained: Containment) -> None:
+        self._contained = contained
         self._encoder = load_on_worker(spec, fingerprint, threads)
         self._pool = ThreadPoolExecutor(threads, "decode")
 
     def __call__(self, row: pa.Table) -> pa.Table:
         info, samples = from_row(row)
-        rows, rejects = encode_chunk(info, samples, self._encoder, (FITS,), pool=self._pool, watch=Stopwatch())
+        with self._contained.chunk(info) as pictures:
+            rows, rejects = encode_chunk(
+                info, samples, self._encoder, (FITS,), pool=self._pool, watch=Stopwatch(), pictures=pictures
+            )
         names = ["image_embedding", "text_embedding", FITS]
         columns = {name: as_list(rows[name]) for name in names}
         return pa.table({**columns, "reasons": as_list(rejects["reason"])})
@@ -143,8 +148,13 @@ def _encoded(spec: str, source: str | Sequence[str], limit: int | None) -> tuple
     shares = encode_shares(catalog.num_rows)
     tables: list[pa.Table] = []
     rejects: Counter[str] = Counter()
-    with streaming_context(), our_errors(), Progress("eval", None, "pairs", rate_of="encoded") as progress:
-        settings = (encoder.spec, encoder.fingerprint, shares.encoder_threads)
+    with (
+        streaming_context(),
+        our_errors(),
+        containment() as contained,
+        Progress("eval", None, "pairs", rate_of="encoded") as progress,
+    ):
+        settings = (encoder.spec, encoder.fingerprint, shares.encoder_threads, contained)
         chunks = encode_stage(chunk_dataset(shard_tasks(catalog), shares), _Vectors, settings, shares)
         for row in tables_of(chunks):
             tables.append(

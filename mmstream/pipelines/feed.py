@@ -21,6 +21,7 @@ from mmstream.embeddings.writer import to_parquet
 from mmstream.errors import UsageError
 from mmstream.media.text import Tokenizer
 from mmstream.models.card import Preprocessing
+from mmstream.pipelines.contain import Containment
 from mmstream.pipelines.read import chunk_dataset, shard_order, shard_tasks
 from mmstream.pipelines.resources import Shares, cores
 from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
@@ -50,7 +51,14 @@ def feed_shares(workers: int) -> Shares:
 
 
 def batch_dataset(
-    catalog: pa.Table, recipe: Recipe, tokenizer: Tokenizer, run: str, shares: Shares, *, skip_batches: int
+    catalog: pa.Table,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    run: str,
+    shares: Shares,
+    contained: Containment,
+    *,
+    skip_batches: int,
 ) -> Dataset:
     """All epochs as one dataset of parts of batches (see `part_of`), without the first `skip_batches` batches.
 
@@ -60,7 +68,7 @@ def batch_dataset(
     # As many CPUs as the readers have: Ray fuses the two, and pixels take one hop less. Decoding is CPU work, too.
     decoded = chunk_dataset(tasks, shares).map_batches(
         _Decode,
-        fn_constructor_args=(recipe, tokenizer.to_json(), run),
+        fn_constructor_args=(recipe, tokenizer.to_json(), run, contained),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=shares.encoder_cpus,
@@ -120,6 +128,7 @@ class _Decode:
     recipe: Recipe
     tokenizer_json: bytes
     run: str
+    contained: Containment
 
     def __post_init__(self) -> None:
         model = self.recipe.model
@@ -133,7 +142,8 @@ class _Decode:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         info, samples = from_row(row)
-        batch, rejects = self._prepare(samples, info.epoch)
+        with self.contained.chunk(info) as pictures:
+            batch, rejects = self._prepare(samples, info.epoch, pictures)
         if info.damage:
             about = {"shard": info.shard, "row": info.first_row + info.num_samples, "offset": info.damage.offset}
             why = {"reason": info.damage.reason, "detail": info.damage.detail}

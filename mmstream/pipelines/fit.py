@@ -34,6 +34,7 @@ from mmstream.figures import loss_curve
 from mmstream.media.text import Tokenizer
 from mmstream.models.card import Preprocessing, save_card
 from mmstream.models.dual import DualEncoder
+from mmstream.pipelines.contain import containment
 from mmstream.pipelines.embed import limited
 from mmstream.pipelines.evaluate import evaluate
 from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
@@ -183,8 +184,13 @@ def _fit(
     shares = feed_shares(recipe.workers)
     gpus = ray.cluster_resources().get("GPU", 0) >= recipe.workers
     name = f"{recipe.identity()[:12]}-{secrets.token_hex(6)}"  # an old name would silently go on with Ray's old run
-    with streaming_context(), _storage(run) as storage, _watched(name, recipe, total_steps):
-        batches = batch_dataset(catalog, recipe, survey.tokenizer, run, shares, skip_batches=done)
+    with (
+        streaming_context(),
+        containment() as contained,
+        _storage(run) as storage,
+        _watched(name, recipe, total_steps),
+    ):
+        batches = batch_dataset(catalog, recipe, survey.tokenizer, run, shares, contained, skip_batches=done)
         # Any, since ray.train chooses between the classes of its two interfaces at run time.
         scaling: Any = ray_train.ScalingConfig(
             num_workers=recipe.workers,

@@ -18,6 +18,7 @@ from PIL import Image
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import MmstreamError, RefusedError, Rejected, UsageError
 from mmstream.media.text import train_tokenizer
+from mmstream.pipelines.contain import containment
 from mmstream.pipelines.feed import _Cut, _Decode, _shuffled, batch_dataset, feed_shares, part_of, to_part
 from mmstream.pipelines.fit import first_of_ours, train
 from mmstream.pipelines.resources import streaming_context
@@ -73,13 +74,14 @@ def streamed(recipe: str, run: Path, *overrides: str, skip_batches: int = 0) -> 
     """The dataset that feeds the ranks, without them: for each batch its parts."""
     wanted = Recipe.from_yaml(Path(recipe).read_text(), overrides)
     tokenizer = train_tokenizer(["a red picture"], 400)
-    with streaming_context():
+    with streaming_context(), containment() as contained:
         dataset = batch_dataset(
             build_catalog(wanted.data.train),
             wanted,
             tokenizer,
             str(run),
             feed_shares(wanted.workers),
+            contained,
             skip_batches=skip_batches,
         )
         dataset.context.execution_options.preserve_order = True
@@ -103,12 +105,14 @@ def test_the_first_error_of_ours_is_found_however_deep_it_is_wrapped():
     assert first_of_ours([ValueError("other"), Rejected("caption", "x")]) is None  # ty: ignore[invalid-argument-type]
 
 
+@pytest.mark.usefixtures("ray_local")
 def test_batches_do_not_depend_on_the_order_in_which_chunks_arrive(recipe: str, data: Path, tmp_path: Path):
     wanted = Recipe.from_yaml(Path(recipe).read_text())
-    decode = _Decode(wanted, train_tokenizer(["a red picture"], 400).to_json(), str(tmp_path))
     catalog = build_catalog(str(data))
     tasks = [task for epoch in range(wanted.epochs) for task in _shuffled(catalog, wanted.seed, epoch)]
-    chunks = [decode(row) for task in tasks for row in read_rows(task)]
+    with containment() as contained:
+        decode = _Decode(wanted, train_tokenizer(["a red picture"], 400).to_json(), str(tmp_path), contained)
+        chunks = [decode(row) for task in tasks for row in read_rows(task)]
 
     def cut(chunks: list[pa.Table]) -> list[tuple[int, list[int]]]:
         stage = _Cut(wanted, [0, 1, 2], skip_batches=0)

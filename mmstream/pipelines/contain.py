@@ -1,0 +1,105 @@
+"""A sample that crashes its decoder, hangs in it or eats memory costs itself, not the job.
+
+A chunk is marked as at work, in Ray's key-value store, before an actor begins it. Should the actor die of it, or its
+watchdog end it, Ray starts the actor again and hands it the same chunk, which is found marked: it is then decoded in a
+sandbox, where the culprit is known by name and becomes a reject. Other chunks that waited at the dead actor bear no
+mark and are decoded as ever. Ray would do all this again for ever; `MAX_DEATHS` ends it where a sandbox did not help.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+from ray.experimental import internal_kv
+
+from mmstream.errors import MmstreamError, Reason, Rejected
+from mmstream.media import sandbox
+from mmstream.media.image import Picture, Pictures, decode
+from mmstream.pipelines.source import ChunkInfo
+from mmstream.pipelines.watchdog import Watchdog
+
+MAX_DEATHS = 3
+LARGE_PIXELS = 1 << 24  # above it pictures are decoded one at a time, or a few of them would fill the memory
+
+
+@dataclass(frozen=True)
+class Containment:
+    """What the actors of a run share: how often each chunk was begun. Small, and made by `containment` alone."""
+
+    run: str
+
+    @contextmanager
+    def chunk(self, info: ChunkInfo) -> Generator[Pictures]:
+        """How the pictures of this chunk are to be decoded, while it is at work in this actor.
+
+        Raises:
+            MmstreamError: the chunk has cost `MAX_DEATHS` actors.
+        """
+        mark = f"{self.run}/at-work/{info.epoch}/{info.shard}/{info.chunk}".encode()
+        contained = f"{self.run}/contained/{info.shard}/{info.chunk}".encode()  # remembered for epochs to come
+        deaths = int(internal_kv._internal_kv_get(mark) or 0)
+        if deaths >= MAX_DEATHS:
+            raise _poisonous(info, deaths)
+        in_sandbox = deaths > 0 or (info.epoch > 0 and internal_kv._internal_kv_exists(contained))
+        internal_kv._internal_kv_put(mark, str(deaths + 1).encode())
+        try:
+            if in_sandbox:
+                internal_kv._internal_kv_put(contained, b"1")
+                with sandbox.Sandbox() as child:
+                    yield child.picture
+            else:
+                with Watchdog(sandbox.SAMPLE_SECONDS, sandbox.MEMORY_BYTES) as watchdog:
+                    yield _Watched(watchdog).picture
+        finally:
+            internal_kv._internal_kv_del(mark)
+
+
+@contextmanager
+def containment() -> Generator[Containment]:
+    """The containment of one run; nothing of it stays in Ray afterwards."""
+    run = f"mmstream/{uuid4().hex}"
+    try:
+        yield Containment(run)
+    finally:
+        internal_kv._internal_kv_del(f"{run}/".encode(), del_by_prefix=True)
+
+
+class _Watched:
+    """Decodes in the actor's own threads, under a watchdog."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._one_large = threading.Lock()
+
+    @contextmanager
+    def picture(self, data: bytes) -> Generator[Picture]:
+        what = f"a picture of {len(data):,} bytes"
+        with self._watchdog.work(what):
+            picture = _unless_large(data)
+            if picture is not None:
+                yield picture
+                return
+        with self._one_large, self._watchdog.work(what):
+            yield decode(data)
+
+
+def _unless_large(data: bytes) -> Picture | None:
+    try:
+        return decode(data, max_pixels=LARGE_PIXELS)
+    except Rejected as e:
+        if e.reason != Reason.TOO_MANY_PIXELS:
+            raise
+        return None
+
+
+def _poisonous(info: ChunkInfo, deaths: int) -> MmstreamError:
+    rows = f"rows {info.first_row:,} to {info.first_row + info.num_samples - 1:,}"
+    return MmstreamError(
+        f"{info.source_url}: {deaths} workers died of chunk {info.chunk} of shard {info.shard} ({rows}), although its "
+        "pictures were decoded in a process of their own. It is the model, the machine's memory or its GPU: see the "
+        "workers' logs, then run the same command again; what is committed stays."
+    )

@@ -1,0 +1,105 @@
+"""Samples that crash, hang or bomb their decoder, through a real `embed`: each costs itself and nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ray.experimental import internal_kv
+from tars import make_tar
+
+import mmstream as mm
+from mmstream.embeddings.reader import EmbeddingSet
+from mmstream.errors import MmstreamError
+from mmstream.pipelines.contain import MAX_DEATHS, containment
+from mmstream.pipelines.source import ChunkInfo
+
+HOSTILE = Path(__file__).parents[1] / "hostile" / "sitecustomize.py"
+CULPRITS = {7: b"!sleep", 20: b"!crash", 33: b"!bomb"}
+EXPECTED = {"000007": "decode_timeout", "000020": "decoder_crash", "000033": "decoder_crash"}
+
+
+def sample(i: int) -> list[tuple[str, bytes]]:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (24, 24, 3), np.uint8)).save(out, "PNG")
+    return [(f"{i:06}.png", out.getvalue()), (f"{i:06}.txt", b"picture number %d" % i)]
+
+
+def rows(dest: Path) -> dict[str, dict]:
+    return {r["key"]: r for t in EmbeddingSet.open(str(dest)).tables() for r in t.to_pylist()}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_culprits_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
+    files = [f for i in range(600) for f in sample(i)]
+    for i, end in CULPRITS.items():
+        name, data = files[2 * i]
+        files[2 * i] = (name, data + end)
+    (tmp_path / "a.tar").write_bytes(make_tar(files))
+    (tmp_path / "hostile").mkdir()
+    shutil.copy(HOSTILE, tmp_path / "hostile")
+
+    dest = tmp_path / "emb"
+    command = ["embed", str(tmp_path / "a.tar"), str(dest), "--model", "fake:16", "--max-rejects", "1", "--json"]
+    path = os.pathsep.join([str(tmp_path / "hostile"), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-m", "mmstream", *command],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["rows"], report["rejects"]) == (597, {"decode_timeout": 1, "decoder_crash": 2})
+    rejected = {r["key"]: r for t in EmbeddingSet.open(str(dest)).rejects() for r in t.to_pylist()}
+    assert {key: r["reason"] for key, r in rejected.items()} == EXPECTED
+    assert "SIGSEGV" in rejected["000020"]["detail"]
+    struck = Counter(line.split()[0] for line in (tmp_path / "hostile" / "struck").read_text().splitlines())
+    assert struck.keys() == {"!sleep", "!crash", "!bomb"}
+    assert max(struck.values()) <= 2, "at most one actor and one sandbox for each"
+    assert mm.audit(str(dest)).ok
+
+    undisturbed = tmp_path / "undisturbed"
+    mm.embed(str(tmp_path / "a.tar"), str(undisturbed), model="fake:16")
+    expected = rows(undisturbed)
+    assert len(expected) == 600
+    assert rows(dest) == {key: row for key, row in expected.items() if key not in EXPECTED}
+
+
+def chunk(epoch: int = 0) -> ChunkInfo:
+    return ChunkInfo(3, 5, 2560, 512, False, None, "s3://bucket/00003.tar", 0, "", 0, 0.0, epoch)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_chunk_that_a_sandbox_does_not_help_ends_the_run_and_leaves_no_mark() -> None:
+    with containment() as contained, ExitStack() as dead:
+        for _ in range(MAX_DEATHS):
+            dead.enter_context(contained.chunk(chunk()))  # which an actor that dies never leaves
+        with pytest.raises(MmstreamError, match=r"00003.tar: 3 workers died of chunk 5 of shard 3 \(rows 2,560 to 3,0"):
+            contained.chunk(chunk()).__enter__()
+        assert len(internal_kv._internal_kv_list(contained.run)) == 2
+    assert internal_kv._internal_kv_list(contained.run) == []
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_what_needed_a_sandbox_once_gets_one_in_later_epochs_without_another_death() -> None:
+    def in_sandbox(epoch: int) -> bool:
+        with contained.chunk(chunk(epoch)) as pictures:
+            return "Sandbox" in str(pictures)
+
+    with containment() as contained, ExitStack() as dead:
+        assert [in_sandbox(0), in_sandbox(1)] == [False, False]
+        dead.enter_context(contained.chunk(chunk(1)))
+        assert [in_sandbox(1), in_sandbox(2)] == [True, True]
