@@ -22,7 +22,7 @@ from typing import IO
 
 import numpy as np
 
-from mmstream.errors import Reason, Rejected
+from mmstream.errors import MmstreamError, Reason, Rejected
 from mmstream.media.image import MAX_PIXELS, Picture, decode
 
 SAMPLE_SECONDS = 30.0
@@ -30,6 +30,7 @@ MEMORY_BYTES = 1 << 30
 _OPEN_FILES = 16
 _GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
 _LENGTH_BYTES = 8
+_READY = b"ready\n"
 _LINE_BYTES = 1 << 16
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
 
@@ -120,15 +121,27 @@ def _rejected(died: _Died, data: bytes) -> Rejected:
 
 
 def _start() -> subprocess.Popen[bytes]:
+    """A child that is ready: the time it takes to start, long on a busy machine, is not the first picture's.
+
+    Raises:
+        MmstreamError: it does not start.
+    """
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     paths = os.pathsep.join(str(Path(p).absolute()) for p in sys.path)  # Ray adds a job's folder to it
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-P", "-m", "mmstream.media.sandbox"],
         env={**kept, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         cwd="/",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert child.stdout
+    if child.stdout.readline(_LINE_BYTES) != _READY:
+        raise MmstreamError(
+            f"the process in which pictures are decoded does not start (exit code {child.wait()}); its error is in "
+            f"this worker's log. Try: {sys.executable} -m mmstream.media.sandbox"
+        )
+    return child
 
 
 def _ask(child: subprocess.Popen[bytes], data: bytes) -> Picture:
@@ -171,6 +184,8 @@ def _serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints is no answer
     _confine()
+    answers.write(_READY)
+    answers.flush()
     while length := requests.read(_LENGTH_BYTES):
         data = requests.read(int.from_bytes(length, "little"))
         # The system's own alarm needs no thread and no interpreter lock, and ends the process.

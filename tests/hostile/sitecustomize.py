@@ -14,7 +14,7 @@ from pathlib import Path
 from mmstream.media import image
 
 _decode = image.decode
-SAMPLE_SECONDS = 3.0
+SAMPLE_SECONDS = 5.0
 
 
 def _crash() -> None:
@@ -30,10 +30,9 @@ def _hold_the_interpreter() -> None:
 
 
 def _bomb() -> None:
-    held = []
-    while True:
-        held.append(b"x" * (8 << 20))
-        time.sleep(0.002)
+    held = b"x" * (1500 << 20)
+    time.sleep(10**6)
+    del held
 
 
 STRIKES = {b"!crash": _crash, b"!sleep": _sleep, b"!hold": _hold_the_interpreter, b"!bomb": _bomb}

@@ -35,7 +35,7 @@ def struck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The children's decoder misbehaves when asked to; the file that tells how often it did."""
     shutil.copy(HOSTILE, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sandbox, "SAMPLE_SECONDS", 3.0)
+    monkeypatch.setattr(sandbox, "SAMPLE_SECONDS", 5.0)
     return tmp_path / "struck"
 
 
@@ -65,8 +65,8 @@ def test_a_picture_that_takes_its_decoder_down_is_named_at_once_and_the_next_one
         for end, expected, why in (
             (b"!crash", Reason.DECODER_CRASH, "SIGSEGV"),
             (b"!bomb", Reason.DECODER_CRASH, "memory|exit code 1"),
-            (b"!sleep", Reason.DECODE_TIMEOUT, "no picture after 3 s"),
-            (b"!hold", Reason.DECODE_TIMEOUT, "no picture after 3 s"),
+            (b"!sleep", Reason.DECODE_TIMEOUT, "no picture after 5 s"),
+            (b"!hold", Reason.DECODE_TIMEOUT, "no picture after 5 s"),
         ):
             found, detail = reason(child, GOOD + end)
             assert found == expected
