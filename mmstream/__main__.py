@@ -20,11 +20,18 @@ def main() -> None:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
     else:
         code = 0
+    _flush()
+    # What Ray's native code writes while it shuts down, of tasks that it would repeat, must not follow our JSON.
+    os.dup2(2, 1)
     atexit._run_exitfuncs()
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):
             stream.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":
