@@ -168,11 +168,15 @@ def synth_scenes(
 
 
 @verb(app, "inspect", "mmstream inspect 's3://bucket/{00000..00041}.tar'")
-def inspect(src: Sources) -> Any:
+def inspect(
+    src: Sources,
+    catalog: Annotated[str | None, typer.Option(help="Write the frozen catalog to this new .parquet file.")] = None,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Put the SHA-256 of every shard into it.")] = False,
+) -> Any:
     """What is in these shards: how many, how large, which members, a few samples, damage at the start."""
     from mmstream.pipelines.inspect import inspect
 
-    return inspect(src)
+    return inspect(src, catalog_to=catalog, checksums=checksums)
 
 
 @verb(app, "embed", "mmstream embed 's3://bucket/*.tar' s3://bucket/emb --model hf:openai/clip-vit-base-patch32")

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mmstream.errors import Rejected
+from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.media.image import decode
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of
 from mmstream.schema import SAMPLE
-from mmstream.shards.catalog import build_catalog
+from mmstream.shards.catalog import build_catalog, to_parquet
+from mmstream.shards.lists import is_catalog
+from mmstream.storage.files import exists, write_bytes
 from mmstream.telemetry import Report
 
 LOOK_AT_SHARDS = 3
@@ -49,14 +51,23 @@ class InspectReport(Report):
         return shown
 
 
-def inspect(source: str | Sequence[str]) -> InspectReport:
+def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, checksums: bool = False) -> InspectReport:
     """Looks at the first chunk (up to 512 samples) of up to three shards.
 
+    Args:
+        source: globs, braces, folders, lists, URLs of shards, a stored catalog.
+        catalog_to: a new `.parquet` file for the frozen catalog; it can stand for these shards as a source.
+        checksums: read every shard once for its SHA-256, which is verified whenever the catalog is read from.
+
     Raises:
-        UsageError: nothing matches.
+        UsageError: nothing matches, or `catalog_to` is no name of a catalog.
+        RefusedError: there is a file at `catalog_to`: numbers of shards would change under whoever counts on them.
         UnreachableError: a store does not answer.
     """
-    catalog = build_catalog(source)
+    _check_free(catalog_to, checksums)
+    catalog = build_catalog(source, checksums=checksums)
+    if catalog_to:
+        write_bytes(catalog_to, to_parquet(catalog))
     members: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     sizes: list[str] = []
@@ -90,6 +101,17 @@ def inspect(source: str | Sequence[str]) -> InspectReport:
         samples=shown[:SHOW_SAMPLES],
         next=[f"mmstream embed {' '.join(_quoted(s) for s in src)} DEST --model hf:openai/clip-vit-base-patch32"],
     )
+
+
+def _check_free(catalog_to: str | None, checksums: bool) -> None:
+    if catalog_to is None:
+        if checksums:
+            raise UsageError("--checksums: they are kept in a catalog; give --catalog FILE.parquet too.")
+        return
+    if not is_catalog(catalog_to):
+        raise UsageError(f"--catalog {catalog_to}: the name of a catalog ends with .parquet.")
+    if exists(catalog_to):
+        raise RefusedError(f"{catalog_to}: is there already, and ids may count on its numbers. Choose another name.")
 
 
 def _size(image: bytes | None) -> str | None:
