@@ -162,6 +162,14 @@ def test_links_devices_and_names_that_climb_are_unsafe_and_their_neighbours_are_
     assert [(m.data, m.problem) for m in found] == [(b"1", None), (None, Reason.UNSAFE_MEMBER), (b"2", None)]
 
 
+def test_a_link_has_no_payload_whatever_size_it_claims() -> None:
+    link = special("l.jpg", tarfile.SYMTYPE, "a.jpg")
+    link.size = 700
+    found, damage = walk(make_tar([link, ("z.jpg", b"2")]))
+    assert damage is None
+    assert [(m.name, m.size, m.data) for m in found] == [("l.jpg", 0, None), ("z.jpg", 1, b"2")]
+
+
 def test_two_dots_inside_a_name_are_safe() -> None:
     assert walk(make_tar([("a..b/c..jpg", b"1")]))[0][0].data == b"1"
 

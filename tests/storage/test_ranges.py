@@ -128,6 +128,12 @@ def test_a_connection_that_always_breaks_after_some_bytes_goes_on_where_it_broke
     assert server.num_sent <= 1.2 * len(CONTENT)
 
 
+def test_patience_begins_anew_whenever_something_came(server: FaultyServer, url: str) -> None:
+    server.faults = deque([Fault("status", 500), Fault("cut", 5_000)] * 100)
+    assert read_all(url, block_bytes=1 << 20) == CONTENT
+    assert server.num_gets == 24
+
+
 def test_a_server_that_always_fails_is_said_to_be_unreachable(server: FaultyServer, url: str) -> None:
     server.faults = deque([Fault(), *[Fault("status", 503)] * 100])
     with RangeReader(url, block_bytes=BLOCK) as reader:
