@@ -98,8 +98,9 @@ def flip_shards(folder: Path, protection: Protection, num_flips: int, seed: int,
         region = list(regions)[i % len(regions)]
         bit = rng.choice(regions[region]) * 8 + rng.randrange(8)
         path.write_bytes(flipped(data, bit))
-        fate = _fate_of_rows(before, _content(path, digest))
-        found.saw(f"{protection.name}: {region}", fate, f"bit {bit}", told=region not in protection.covers)
+        now = _content(path, digest)
+        told = region not in protection.covers or _is_first_of_damaged(now)
+        found.saw(f"{protection.name}: {region}", _fate_of_rows(before, now), f"bit {bit}", told=told)
 
 
 def _shard(in_json: bool) -> bytes:
@@ -156,6 +157,12 @@ def _content(path: Path, digest: str | None) -> _Content:
         rejects.update({r["row"]: (r["key"], r["reason"]) for r in bad.to_pylist()})
         reaches, damaged = info.first_row + info.num_samples, damaged or info.damage is not None
     return _Content(rows, rejects, reaches, damaged)
+
+
+def _is_first_of_damaged(now: _Content) -> bool:
+    """The shard is said to break right behind its first sample. Whether that one was whole nobody can know: the reader
+    takes it, and what it lacks is told by the damage alone."""
+    return now.damaged and now.reaches == 1
 
 
 def _fate_of_rows(before: _Content, now: _Content) -> Fate:
