@@ -29,6 +29,7 @@ class _Sample:
     """One sample that is ready for the encoder."""
 
     about: dict[str, Any]
+    offset: int  # of its first header in the shard
     pixels: np.ndarray | None
     caption: str | None
 
@@ -91,11 +92,11 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], pi
         if caption is None:
             wanted = " or ".join(encoder.modalities)
             raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
-        return _Sample(about, None, caption)
+        return _Sample(about, sample["offset"], None, caption)
     with pictures(sample["image"]) as picture:
         about["width"], about["height"] = picture.width, picture.height
         about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
-        return _Sample(about, encoder.preprocess(picture), caption)
+        return _Sample(about, sample["offset"], encoder.preprocess(picture), caption)
 
 
 def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
@@ -167,7 +168,7 @@ def _rows(
     good = np.ones(len(ready), bool)
     for m in vectors:
         good &= finite[m] | ~present[m]
-    bad = [_bad_embedding(ready[i].about) for i in np.flatnonzero(~good)]
+    bad = [_bad_embedding(ready[i]) for i in np.flatnonzero(~good)]
     keep = np.flatnonzero(good)
     schema = embedding_schema(list(encoder.modalities), encoder.dimension, list(fields))
     about = (
@@ -194,7 +195,7 @@ def _embedding(vectors: np.ndarray, valid: np.ndarray, dimension: int) -> pa.Arr
     return pa.FixedSizeListArray.from_arrays(flat, dimension, mask=pa.array(~valid))
 
 
-def _bad_embedding(about: dict[str, Any]) -> dict[str, Any]:
-    offset = about["image_offset"] or 0
+def _bad_embedding(sample: _Sample) -> dict[str, Any]:
+    about = sample.about
     detail = "the encoder gave a vector that is not finite"
-    return _reject(about["shard"], about["row"], about["key"], offset, Reason.BAD_EMBEDDING, detail)
+    return _reject(about["shard"], about["row"], about["key"], sample.offset, Reason.BAD_EMBEDDING, detail)

@@ -142,7 +142,8 @@ def _problem(header: _Header, size: int, member_limit: int) -> tuple[Reason | No
 def _next_header(reader: ByteSource, global_pax: dict[str, str]) -> _Header | None:
     """The next member's header with its extension headers folded in; None at the end mark."""
     start = reader.tell()
-    pax, long_name = global_pax, None
+    own_pax: dict[str, str] = {}
+    long_name = None
     while True:
         offset = reader.tell()
         block = reader.read(BLOCK)
@@ -155,11 +156,9 @@ def _next_header(reader: ByteSource, global_pax: dict[str, str]) -> _Header | No
             if kind == ord("L"):
                 long_name = _text(payload)
             elif kind != ord("K"):
-                records = _pax_records(payload, start)
-                pax = {**pax, **records}
-                if kind == ord("g"):
-                    global_pax.update(records)
+                (global_pax if kind == ord("g") else own_pax).update(_pax_records(payload, start))
             continue
+        pax = {**global_pax, **own_pax}
         if kind == ord("S"):
             _skip_sparse_map(reader, block, start)
         if "size" in pax:

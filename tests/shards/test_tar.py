@@ -245,6 +245,17 @@ def test_an_extension_header_without_its_member_is_damage() -> None:
     assert damage_of(data[:1024] + bytes(1024)).reason is Reason.TAR_HEADER
 
 
+def test_an_own_header_wins_over_a_global_one_that_follows_it() -> None:
+    own = tarfile.TarInfo.create_pax_global_header({"path": "own.jpg"})
+    own = bytearray(own)
+    own[156:157] = b"x"
+    own[148:156] = b" " * 8
+    own[148:156] = b"%06o\0 " % sum(own[:512])
+    shared = tarfile.TarInfo.create_pax_global_header({"path": "all.jpg"})
+    found, _ = walk(bytes(own) + shared + make_tar([("a.jpg", b"1"), ("b.jpg", b"2")]))
+    assert [m.name for m in found] == ["own.jpg", "all.jpg"]
+
+
 def test_a_global_header_counts_for_all_members_and_an_own_one_for_its_member() -> None:
     pax = tarfile.TarInfo.create_pax_global_header({"path": "all.jpg"})
     found, _ = walk(pax + make_tar([("a.jpg", b"1"), ("b" * 101 + ".jpg", b"2"), ("c.jpg", b"3")], tarfile.PAX_FORMAT))
