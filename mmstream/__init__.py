@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmstream.pipelines.evaluate import evaluate
     from mmstream.pipelines.fit import train
     from mmstream.pipelines.read import read_webdataset
+    from mmstream.pipelines.repair import repair
     from mmstream.search.searcher import open_index
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "load_encoder",
     "open_index",
     "read_webdataset",
+    "repair",
     "train",
 ]
 
@@ -46,6 +48,7 @@ _MODULES = {
     "load_encoder": "mmstream.encoders.build",
     "open_index": "mmstream.search.searcher",
     "read_webdataset": "mmstream.pipelines.read",
+    "repair": "mmstream.pipelines.repair",
 }
 
 

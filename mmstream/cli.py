@@ -186,17 +186,24 @@ def embed(
     limit: Limit = None,
     max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
     field: Annotated[list[str] | None, typer.Option(help="A JSON field to keep beside the vectors.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Take in shards that the source gained since.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much, how fast, how long.")] = False,
 ) -> Any:
     """Embed shards into an embedding set; the same command goes on after any kill."""
     from mmstream.encoders.build import DEFAULT_SPEC
     from mmstream.errors import UsageError
-    from mmstream.pipelines.embed import embed
 
     *src, dest = src_dest
     if not src:
         raise UsageError("embed takes at least one source and a destination: mmstream embed SRC… DEST.")
-    budget = _share(max_rejects)
-    return embed(src, dest, model or DEFAULT_SPEC, fields=field or (), limit=limit, max_rejects=budget)
+    budget, spec = _share(max_rejects), model or DEFAULT_SPEC
+    if dry_run:
+        from mmstream.pipelines.dry_run import dry_run as look
+
+        return look(src, dest, spec, fields=field or (), limit=limit, append=append)
+    from mmstream.pipelines.embed import embed
+
+    return embed(src, dest, spec, fields=field or (), limit=limit, max_rejects=budget, append=append)
 
 
 def _share(text: str) -> float:
@@ -222,6 +229,14 @@ def audit(
     return audit(dest, source=source)
 
 
+@verb(app, "repair", "mmstream repair s3://bucket/emb")
+def repair(dest: Dest) -> Any:
+    """Make anew what is lost or damaged in an embedding set, from its source, and just that."""
+    from mmstream.pipelines.repair import repair
+
+    return repair(dest)
+
+
 @verb(app, "gc", "mmstream gc s3://bucket/emb --dry-run")
 def gc(dest: Dest, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False) -> Any:
     """Remove what killed writers left: objects that no record refers to and temporaries, older than a day."""
@@ -236,8 +251,13 @@ def rejects(
     reason: Annotated[str | None, typer.Option(help="Show rejects of this reason only.")] = None,
     limit: Annotated[int, typer.Option(help="Show at most so many of each reason.", min=0)] = 12,
     html: Annotated[str | None, typer.Option(help="Also write a page with what can be shown.", metavar="FILE")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Try them again: the code or source was mended.")] = False,
 ) -> Any:
     """What was set aside and why: counts by reason, the first ones of each, and a page to look at."""
+    if replay:
+        from mmstream.pipelines.repair import replay as again
+
+        return again(dest, [reason] if reason else None)
     from mmstream.pipelines.rejects import rejects
 
     return rejects(dest, reason=reason, limit=limit, html=html)

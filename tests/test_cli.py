@@ -15,7 +15,7 @@ from tars import make_tar
 from mmstream.cli import _run
 from mmstream.errors import ExitCode
 
-VERBS = ["demo", "doctor", "inspect", "embed", "audit", "gc", "rejects", "export", "train", "eval", "search"]
+VERBS = ["demo", "doctor", "inspect", "embed", "audit", "repair", "gc", "rejects", "export", "train", "eval", "search"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

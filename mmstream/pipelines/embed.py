@@ -177,7 +177,7 @@ def embed(
         UnreachableError: a store does not answer.
     """
     start, dest = time.monotonic(), absolute(dest)
-    _check_fields(fields)
+    check_fields(fields)
     catalog = limited(build_catalog(source), limit)
     encoder = load_encoder(model)
     asked = Asked(catalog, encoder, tuple(fields), limit)
@@ -196,7 +196,7 @@ def embed(
     return _report(opened.manifest, ledger, catalog, time.monotonic() - start, slowest(seconds))
 
 
-def _check_fields(fields: Sequence[str]) -> None:
+def check_fields(fields: Sequence[str]) -> None:
     taken = [f for f in fields if f in METADATA.names or f == "similarity" or f.endswith("_embedding")]
     if taken or len(set(fields)) < len(fields):
         what = f"{taken[0]} is a column already" if taken else "a name is given twice"
