@@ -28,8 +28,7 @@ from mmstream.storage.files import absolute, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
 THREADS = 8
-SHOWN_UNKNOWN = 20
-_BUILD = ("mmstream", "index", "build")
+SHOWN_UNKNOWN = SHOWN_DIFFERENCES = 20
 
 _MANIFEST = re.compile(r"/manifest/([0-9]{6,9})\.json$")
 _FOLDED = re.compile(r"/commits/([0-9]{6,9})\.([0-9]{1,9})\.json$")
@@ -43,6 +42,7 @@ B = TypeVar("B")
 
 class AuditReport(Report):
     ok: bool
+    finished: bool
     dest: str
     shards: int
     rows: int
@@ -56,7 +56,9 @@ class AuditReport(Report):
         return ExitCode.DONE if self.ok else ExitCode.DIFFERENCES
 
     def title(self) -> str:
-        return "audit: everything agrees" if self.ok else f"audit: {len(self.differences)} differences"
+        if not self.finished:
+            return "audit: this set is unfinished, the same embed command goes on with it"
+        return "audit: everything agrees" if self.ok else f"audit: {len(self.differences):,} differences"
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
@@ -66,7 +68,10 @@ class AuditReport(Report):
             shown.append(("damaged at the source", f"{where} ({d['url']})"))
         if self.unknown:
             shown.append(("unknown files", ", ".join(self.unknown)))
-        return [*shown, *(("difference", str(d)) for d in self.differences)]
+        shown += [("difference", str(d)) for d in self.differences[:SHOWN_DIFFERENCES]]
+        if (more := len(self.differences) - SHOWN_DIFFERENCES) > 0:
+            shown.append(("and", f"{more:,} more differences; --json names all of them"))
+        return shown
 
 
 def audit(dest: str, *, source: bool = False) -> AuditReport:
@@ -100,8 +105,10 @@ class _Audit:
                 progress.update(progress.done + 1, rows=self.found.num_rows, differences=len(self.found.differences))
         if manifest:
             self._check_totals(manifest)
+        finished = manifest is None or manifest.finished
         return AuditReport(
             ok=not self.found.differences,
+            finished=finished,
             dest=self.root,
             shards=self.found.num_shards,
             rows=self.found.num_rows,
@@ -109,8 +116,13 @@ class _Audit:
             damaged=self.found.damaged,
             differences=self.found.differences,
             unknown=self.unknown,
-            next=[] if self.found.differences else [shlex.join([*_BUILD, self.root, f"{self.root}-index"])],
+            next=self._next(finished),
         )
+
+    def _next(self, finished: bool) -> list[str]:
+        if self.found.differences:
+            return [shlex.join(["mmstream", "repair", self.root])] if finished else []
+        return [shlex.join(["mmstream", "index", "build", self.root, f"{self.root}-index"])]
 
     def _list(self) -> None:
         for file in list_files(self.root):

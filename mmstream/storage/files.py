@@ -111,6 +111,8 @@ def mapped(url: str) -> Generator[None]:
         raise
     except FileNotFoundError as e:
         raise UsageError(f"{url}: nothing is there. Check the path or URL.") from e
+    except IsADirectoryError as e:
+        raise UsageError(f"{url}: is a folder where a file is needed. Check the path.") from e
     except PermissionError as e:
         raise denied(url, e) from e
     except Exception as e:
