@@ -38,7 +38,7 @@ from mmstream.telemetry import Progress, Report, Stopwatch, slowest
 
 
 class DamagedShard(BaseModel):
-    """A shard that broke. It gave `rows_seen` samples before `offset`; the rest is unknown."""
+    """A shard that broke. It gave `rows_seen` samples before `offset`; the rest is unknown, about `rows_behind`."""
 
     shard: int
     url: str
@@ -46,6 +46,7 @@ class DamagedShard(BaseModel):
     offset: int
     detail: str
     rows_seen: int
+    rows_behind: int
 
 
 class EmbedReport(Report):
@@ -58,6 +59,7 @@ class EmbedReport(Report):
     samples_per_second: float
     waited_for: str | None
     already_finished: bool = False
+    resumed_samples: int = 0  # that earlier runs had committed
     model: str
     fingerprint: str
 
@@ -68,13 +70,16 @@ class EmbedReport(Report):
         shown = [("rows", f"{self.rows:,} from {self.shards:,} shards"), ("model", self.model), ("where", self.dest)]
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         if not self.already_finished:
-            shown.append(("time", f"{self.seconds:.1f} s, {self.samples_per_second:,.0f} samples/s"))
+            if self.resumed_samples:
+                shown.append(("went on", f"{self.resumed_samples:,} samples were committed by earlier runs"))
+            speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second else ""
+            shown.append(("time", f"{self.seconds:.1f} s{speed}"))
         if self.waited_for:
             shown.append(("waited for", self.waited_for))
         for d in self.damaged:
-            shown.append(
-                ("damaged", f"{d.url}: {d.reason} at byte {d.offset:,} after {d.rows_seen:,} samples ({d.detail})")
-            )
+            where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
+            lost = f"at least {d.rows_seen:,} samples, and about {d.rows_behind:,} lie behind the damage"
+            shown.append(("damaged", f"{where}: {lost}"))
         return shown
 
 
@@ -300,7 +305,13 @@ def _report(
 ) -> EmbedReport:
     urls = catalog["url"].to_pylist()
     damaged = [
-        DamagedShard(shard=s.shard, url=urls[s.shard], rows_seen=s.num_samples, **s.damage.model_dump())
+        DamagedShard(
+            shard=s.shard,
+            url=urls[s.shard],
+            rows_seen=s.num_samples,
+            rows_behind=ledger.damaged[s.shard],
+            **s.damage.model_dump(),
+        )
         for s in ledger.shards.values()
         if s.damage
     ]
@@ -314,6 +325,7 @@ def _report(
         samples_per_second=round(ledger.num_encoded / seconds, 1) if seconds else 0.0,
         waited_for=waited_for,
         already_finished=already,
+        resumed_samples=0 if already else ledger.num_samples - ledger.num_encoded,
         model=manifest.encoder,
         fingerprint=manifest.fingerprint,
         next=[

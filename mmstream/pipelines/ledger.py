@@ -37,6 +37,7 @@ class Ledger:
         shards: folded records of finished shards.
         num_samples, num_rows, rejects: what is committed, over all runs.
         num_encoded: samples that this run committed.
+        damaged: shard → about how many samples lie behind its damage.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Ledger:
         self.num_rows = 0
         self.rejects: Counter[str] = Counter()
         self._catalog = catalog
-        self._damaged: dict[int, int] = {}  # shard → about how many samples lie behind the damage
+        self.damaged: dict[int, int] = {}
         found = read_records(dest, catalog) if records is None else records
         self.shards = dict(found.shards)
         self._chunks = {shard: dict(chunks) for shard, chunks in found.chunks.items()}
@@ -116,7 +117,7 @@ class Ledger:
 
     def _note_damage(self, shard: ShardRecord) -> None:
         if shard.damage is not None:
-            self._damaged[shard.shard] = self._samples_behind(shard)
+            self.damaged[shard.shard] = self._samples_behind(shard)
 
     def _samples_behind(self, shard: ShardRecord) -> int:
         """About how many samples lie behind a damage: by `_stats.json`, else by bytes left × mean samples per byte."""
@@ -135,7 +136,7 @@ class Ledger:
         return sum(s.num_samples for s in whole) / size if size else 0.0
 
     def _check_budget(self, from_samples: int) -> None:
-        rejected, unknown = self.rejects.total(), sum(self._damaged.values())
+        rejected, unknown = self.rejects.total(), sum(self.damaged.values())
         seen = self.num_samples + unknown
         if seen < from_samples or rejected + unknown <= self.max_rejects * seen:
             return
@@ -170,5 +171,5 @@ class Ledger:
             samples=sum(s.num_samples for s in self.shards.values()),
             rows=sum(s.num_rows for s in self.shards.values()),
             rejects=dict(sorted(rejects.items())),
-            damaged=sorted(self._damaged),
+            damaged=sorted(self.damaged),
         )

@@ -149,6 +149,8 @@ def test_a_run_goes_on_from_what_is_committed_and_gives_the_same_bytes(
     shards = stored_shards(dest)
     after = {(c.shard, c.chunk): c.attempt for s in shards.values() for c in s.chunks}
     assert {place: after[place] for place in before} == before, "what was committed is not done again"
+    assert report.resumed_samples > 0
+    assert f"{report.resumed_samples:,} samples were committed by earlier runs" in str(report)
     assert data_hashes(dest) == data_hashes(undisturbed)
     assert mm.audit(str(dest)).ok
 
@@ -209,6 +211,7 @@ def test_a_damaged_shard_keeps_its_good_rows_and_says_where_it_broke(folder: Pat
     report = mm.embed(str(tmp_path), str(tmp_path / "emb"), model="fake:8", max_rejects=1.0)
     assert (report.rows, report.rejects) == (150, {"tar_header": 1})
     assert [(d.shard, d.reason, d.offset, d.rows_seen) for d in report.damaged] == [(0, "tar_header", header, 50)]
+    assert 45 <= report.damaged[0].rows_behind <= 55
     assert mm.audit(report.dest).ok, "damage at the source that is accounted for is no difference"
     with pytest.raises(TooManyRejectsError, match="about 50 samples lie behind damage"):
         mm.embed(str(tmp_path), str(tmp_path / "emb2"), model="fake:8")
