@@ -24,16 +24,16 @@ from mmstream.embeddings.findings import Difference, Findings
 from mmstream.embeddings.shard_check import Terms, check_shard
 from mmstream.errors import ExitCode, RefusedError, UsageError
 from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Sealed, ShardRecord
-from mmstream.storage.files import absolute, join, list_files, read_bytes
+from mmstream.storage.files import absolute, below, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
 THREADS = 8
 SHOWN_UNKNOWN = SHOWN_DIFFERENCES = 20
 
-_MANIFEST = re.compile(r"/manifest/([0-9]{6,9})\.json$")
-_FOLDED = re.compile(r"/commits/([0-9]{6,9})\.([0-9]{1,9})\.json$")
-_CHUNK = re.compile(r"/commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json$")
-_OTHER = re.compile(r"/(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet$|/\.[^/]*$")  # or temporary
+_MANIFEST = re.compile(r"manifest/([0-9]{6,9})\.json")
+_FOLDED = re.compile(r"commits/([0-9]{6,9})\.([0-9]{1,9})\.json")
+_CHUNK = re.compile(r"commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json")
+_OTHER = re.compile(r"(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet|(.*/)?\.[^/]*")  # or temporary
 R = TypeVar("R", bound=Sealed)
 Source = tuple[int, str]  # bytes and etag of a shard
 A = TypeVar("A")
@@ -126,13 +126,14 @@ class _Audit:
 
     def _list(self) -> None:
         for file in list_files(self.root):
-            if name := _FOLDED.search(file.url):
+            path = below(self.root, file.url)
+            if name := _FOLDED.fullmatch(path):
                 self.folded.setdefault(int(name[1]), {})[int(name[2])] = file.url
-            elif name := _CHUNK.search(file.url):
+            elif name := _CHUNK.fullmatch(path):
                 self.begun.add(int(name[1]))
-            elif name := _MANIFEST.search(file.url):
+            elif name := _MANIFEST.fullmatch(path):
                 self.manifests[int(name[1])] = file.url
-            elif not _OTHER.search(file.url) and len(self.unknown) < SHOWN_UNKNOWN:
+            elif not _OTHER.fullmatch(path) and len(self.unknown) < SHOWN_UNKNOWN:
                 self.unknown.append(file.url)
         if not (self.manifests or self.folded or self.begun):
             raise UsageError(f"{self.root}: no embedding set is there. Make one with `mmstream embed SRC {self.root}`.")
@@ -197,7 +198,7 @@ class _Audit:
         """The chunks' records folded here, gaps or not; None where there is none."""
         generations: dict[int, dict[int, str]] = {}
         for file in list_files(join(self.root, f"commits/{shard:06}")) if shard in self.begun else []:
-            if name := _CHUNK.search(file.url):
+            if name := _CHUNK.fullmatch(below(self.root, file.url)):
                 generations.setdefault(int(name[2]), {})[int(name[3])] = file.url
         valid = [_highest_valid(ChunkRecord, urls, found, source) for _, urls in sorted(generations.items())]
         chunks = [chunk for chunk in valid if chunk is not None]

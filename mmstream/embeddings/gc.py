@@ -19,16 +19,19 @@ from typing import NamedTuple
 from mmstream.embeddings.layout import parse
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import ChunkRecord, ShardRecord
-from mmstream.storage.files import FileInfo, absolute, join, list_files, modified, read_bytes, remove, write_bytes
+from mmstream.storage.files import FileInfo, absolute, below, join, list_files, modified, read_bytes, remove, write_bytes
 from mmstream.telemetry import Progress, Report
 
 MIN_AGE = timedelta(days=1)
 THREADS = 8
 
-_OBJECT = re.compile(r"/((?:data|rejects)/([0-9]{6,10})-[0-9]{6,10}-[0-9a-f]+\.parquet)$")
-_TEMPORARY = re.compile(r"/\.[^/]+\.[0-9]+-[0-9a-f]{12}$|/\.probe-[0-9a-f]{16}$")
-_MANIFEST = re.compile(r"/manifest/[0-9]+\.json$")
-_RECORD = re.compile(r"/commits/([0-9]{6,10})(?:/([0-9]{6,10}))?\.([0-9]+)\.json$")
+# Of a path below the root: sets may lie within one another, and what is another's is never touched.
+_OBJECT = re.compile(r"((?:data|rejects)/([0-9]{6,10})-[0-9]{6,10}-[0-9a-f]+\.parquet)")
+_TEMPORARY = re.compile(
+    r"(?:(?:data|rejects|manifest|catalog|commits(?:/[0-9]+)?)/)?\.[^/]+\.[0-9]+-[0-9a-f]{12}|\.probe-[0-9a-f]{16}"
+)
+_MANIFEST = re.compile(r"manifest/[0-9]+\.json")
+_RECORD = re.compile(r"commits/([0-9]{6,10})(?:/([0-9]{6,10}))?\.([0-9]+)\.json")
 # Of one shard: chunk, or None for the folded ones → generation → URL.
 Records = dict[int | None, dict[int, str]]
 
@@ -66,11 +69,11 @@ def gc(dest: str, *, dry_run: bool = False) -> GcReport:
     # First the objects, then the records: what is committed in between is not among the objects.
     files = list_files(root)
     records = _list_records(root)
-    if not records and not any(_MANIFEST.search(f.url) for f in files):
+    if not any(_MANIFEST.fullmatch(below(root, f.url)) for f in files):
         raise UsageError(f"{root}: no embedding set is there.")
     deadline = _now(root) - MIN_AGE
-    temporaries = [f for f in files if _TEMPORARY.search(f.url)]
-    objects, unsure = _unreferenced(files, records)
+    temporaries = [f for f in files if _TEMPORARY.fullmatch(below(root, f.url))]
+    objects, unsure = _unreferenced(root, files, records)
     with ThreadPoolExecutor(THREADS) as pool, Progress("gc", len(objects) + len(temporaries), "files") as progress:
         old: list[list[FileInfo]] = []
         for group in (objects, temporaries):
@@ -113,20 +116,22 @@ def _written_before(file: FileInfo, deadline: datetime) -> bool:
 def _list_records(root: str) -> dict[int, Records]:
     found: dict[int, Records] = {}
     for file in list_files(join(root, "commits")):
-        if name := _RECORD.search(file.url):
+        if name := _RECORD.fullmatch(below(root, file.url)):
             chunk = int(name[2]) if name[2] else None
             found.setdefault(int(name[1]), {}).setdefault(chunk, {})[int(name[3])] = file.url
     return found
 
 
-def _unreferenced(files: Iterable[FileInfo], records: Mapping[int, Records]) -> tuple[list[FileInfo], int]:
+def _unreferenced(
+    root: str, files: Iterable[FileInfo], records: Mapping[int, Records]
+) -> tuple[list[FileInfo], int]:
     """Objects that no valid record refers to, and how many are kept since a record of their shard is damaged.
 
     The records of chunks are read only where the folded ones leave something over.
     """
     by_shard: dict[int, dict[str, FileInfo]] = {}
     for file in files:
-        if name := _OBJECT.search(file.url):
+        if name := _OBJECT.fullmatch(below(root, file.url)):
             by_shard.setdefault(int(name[2]), {})[name[1]] = file
     unreferenced, unsure = [], 0
     with ThreadPoolExecutor(THREADS) as pool:

@@ -102,6 +102,12 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(p.strip("/") for p in parts)])
 
 
+def below(root: str, url: str) -> str:
+    """The path from `root` on of a file that a listing of `root` named."""
+    prefix, path = (u.split("://", 1)[-1].strip("/") for u in (root, url))  # stores spell their own roots as they like
+    return path.removeprefix(prefix).lstrip("/") if path.startswith(f"{prefix}/") else path
+
+
 @contextmanager
 def mapped(url: str) -> Generator[None]:
     """Foreign errors of a store become `UsageError` (not there) or `UnreachableError` (no answer, not allowed)."""

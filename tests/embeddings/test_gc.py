@@ -193,3 +193,18 @@ def test_on_object_storage_the_stores_clock_decides(emb: Path, s3: S3) -> None:
     assert (report.objects, report.young, report.bytes) == (1, 1, 5)
     assert not old.exists()
     assert audit(f"{bucket}/emb").ok
+
+
+def test_what_belongs_to_another_set_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar([("a.txt", b"words")]))
+    one = embed_here(tmp_path / "a.tar", tmp_path / "sets" / "one")
+    two = embed_here(tmp_path / "a.tar", tmp_path / "sets" / "one" / "two")
+    for path in (tmp_path / "sets").rglob("*"):
+        os.utime(path, (0, 0))
+    files = sorted((tmp_path / "sets").rglob("*"))
+    with pytest.raises(UsageError, match="no embedding set is there"):
+        gc(str(tmp_path / "sets"))
+    assert gc(one).objects == 0
+    assert audit(one).ok
+    assert audit(two).ok
+    assert sorted((tmp_path / "sets").rglob("*")) == files
