@@ -19,7 +19,17 @@ from typing import NamedTuple
 from mmstream.embeddings.layout import parse
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import ChunkRecord, ShardRecord
-from mmstream.storage.files import FileInfo, absolute, below, join, list_files, modified, read_bytes, remove, write_bytes
+from mmstream.storage.files import (
+    FileInfo,
+    absolute,
+    below,
+    join,
+    list_files,
+    modified,
+    read_bytes,
+    remove,
+    write_bytes,
+)
 from mmstream.telemetry import Progress, Report
 
 MIN_AGE = timedelta(days=1)
@@ -122,9 +132,7 @@ def _list_records(root: str) -> dict[int, Records]:
     return found
 
 
-def _unreferenced(
-    root: str, files: Iterable[FileInfo], records: Mapping[int, Records]
-) -> tuple[list[FileInfo], int]:
+def _unreferenced(root: str, files: Iterable[FileInfo], records: Mapping[int, Records]) -> tuple[list[FileInfo], int]:
     """Objects that no valid record refers to, and how many are kept since a record of their shard is damaged.
 
     The records of chunks are read only where the folded ones leave something over.

@@ -24,11 +24,12 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from mmstream.errors import RefusedError
+from mmstream.errors import Reason, RefusedError
 from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord
 from mmstream.storage.files import join, list_files, read_bytes
 
 READ_THREADS = 16
+_PASSING = (Reason.SOURCE_CHANGED, Reason.UNREADABLE)  # damage that was of the moment, not in the bytes
 
 _MANIFEST = re.compile(r"/manifest/([0-9]+)\.json$")
 _CHUNK = re.compile(r"/commits/([0-9]+)/([0-9]+)\.([0-9]+)\.json$")
@@ -165,7 +166,7 @@ def read_records(root: str, catalog: pa.Table, listed: Mapping[int, Generations]
     It reads one record per finished shard, and chunk records of the others only.
 
     Raises:
-        RefusedError: a record is of another format, or chunks do not adjoin.
+        RefusedError: a record is of another format.
     """
     names = list_records(root) if listed is None else listed
     sources = zip(*(catalog[n].to_pylist() for n in ("shard", "bytes", "etag")), strict=True)
@@ -184,9 +185,31 @@ def read_records(root: str, catalog: pa.Table, listed: Mapping[int, Generations]
 def _read_shard(shard: int, names: Generations, source: tuple[int, str]) -> ShardRecord | dict[int, ChunkRecord]:
     if newest := highest_valid(ShardRecord, names.folded[:1], shard, source):
         return newest
-    chunks = read_chunk_records(shard, names, source)
+    chunks = _that_count(read_chunk_records(shard, names, source))
     older = highest_valid(ShardRecord, names.folded[1:], shard, source) if fold(chunks) is None else None
     return older or chunks
+
+
+def _that_count(chunks: dict[int, ChunkRecord]) -> dict[int, ChunkRecord]:
+    """What an unfinished shard can go on from: nothing, where two attempts saw different bytes, and no end that only
+    was the source's state of a moment: it is as the catalog says again, or the run does not go on at all."""
+    try:
+        whole = fold(chunks)
+    except RefusedError:
+        return {}
+    if whole is not None:
+        return chunks
+    return {n: c for n, c in chunks.items() if not (c.damage and c.damage.reason in _PASSING)}
+
+
+def next_generations(names: Mapping[int, Generations], records: Records) -> dict[int, int]:
+    """The generation to write in, by shard, where some record of an unfinished shard does not count: under the lowest
+    it would be in the way."""
+    return {
+        shard: of_shard.next
+        for shard, of_shard in names.items()
+        if shard not in records.shards and of_shard.chunks.keys() - records.chunks.get(shard, {}).keys()
+    }
 
 
 def read_chunk_records(shard: int, names: Generations, source: tuple[int, str]) -> dict[int, ChunkRecord]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import Records, fold, read_records
+from mmstream.embeddings.layout import Records, fold, list_records, next_generations, read_records
 from mmstream.embeddings.writer import commit_shard
 from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.read import shard_tasks
@@ -30,8 +30,8 @@ class Ledger:
     Args:
         dest, catalog, fingerprint: the set, its frozen shards, and what its vectors depend on.
         max_rejects: the error budget, a share of the samples.
-        records: what to go on from, where that is not simply what lies at `dest`.
-        generations: of the records that are to be written, by shard; 0 where it says nothing.
+        records: what to go on from, where that is not simply what lies at `dest`,
+        generations: and of the records that are to be written then, by shard; 0 where it says nothing.
 
     Attributes:
         shards: folded records of finished shards.
@@ -51,7 +51,6 @@ class Ledger:
         generations: Mapping[int, int] | None = None,
     ) -> None:
         self.dest = dest
-        self.generations = generations or {}
         self.max_rejects = max_rejects
         self.num_encoded = 0
         self.num_samples = 0
@@ -59,9 +58,13 @@ class Ledger:
         self.rejects: Counter[str] = Counter()
         self._catalog = catalog
         self.damaged: dict[int, int] = {}
-        found = read_records(dest, catalog) if records is None else records
-        self.shards = dict(found.shards)
-        self._chunks = {shard: dict(chunks) for shard, chunks in found.chunks.items()}
+        if records is None:
+            names = list_records(dest)
+            records = read_records(dest, catalog, names)
+            generations = next_generations(names, records)
+        self.generations = generations or {}
+        self.shards = dict(records.shards)
+        self._chunks = {shard: dict(chunks) for shard, chunks in records.chunks.items()}
         for record in [*self.shards.values(), *(c for s in self._chunks.values() for c in s.values())]:
             self._check(record, fingerprint)
             self._count(record)

@@ -15,7 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import Generations, Records, list_records, read_chunk_records, read_records
+from mmstream.embeddings.layout import (
+    Generations,
+    Records,
+    list_records,
+    next_generations,
+    read_chunk_records,
+    read_records,
+)
 from mmstream.embeddings.reader import is_sound
 from mmstream.errors import Reason, RefusedError, UsageError
 from mmstream.pipelines.embed import run
@@ -220,7 +227,7 @@ def _without(records: Records, chunks: Chunks, instead: Chunks, left_out: Chunks
 
 
 def _ledger(opened: OpenSet, kept: Records, anew: Iterable[int], names: Mapping[int, Generations]) -> Ledger:
-    generations = {shard: names[shard].next for shard in anew}
+    generations = next_generations(names, kept) | {shard: names[shard].next for shard in anew}
     fingerprint = opened.manifest.fingerprint
     return Ledger(opened.dest, opened.catalog, fingerprint, 1.0, records=kept, generations=generations)
 

@@ -127,7 +127,7 @@ def chunks_of(
         except Rejected as e:
             yield _lost(task, e)
             return
-        yield from read_chunks(
+        for chunk in read_chunks(
             reader,
             task.shard,
             chunk_rows=CHUNK_ROWS,
@@ -136,7 +136,10 @@ def chunks_of(
             skip=task.skip,
             columns=columns,
             keys=keys,
-        )
+        ):
+            if chunk.damage and chunk.damage.reason in (Reason.SOURCE_CHANGED, Reason.UNREADABLE):
+                _check_unread(task, chunk.damage.detail)
+            yield chunk
 
 
 def _verify(reader: RangeReader, task: ShardTask) -> None:
@@ -146,12 +149,17 @@ def _verify(reader: RangeReader, task: ShardTask) -> None:
 
 
 def _lost(task: ShardTask, e: Rejected) -> Chunk:
-    if task.skip or task.epoch:
-        raise RefusedError(
-            f"{task.url}: {e.detail}, though part of it was read before. Restore it, or start in a new folder."
-        ) from e
+    _check_unread(task, e.detail)
     damage = Damage(reason=e.reason, offset=0, detail=e.detail)
     return Chunk(task.shard, 0, 0, 0, CHUNK.empty_table(), end=True, damage=damage, bytes_read=0)
+
+
+def _check_unread(task: ShardTask, detail: str) -> None:
+    """A shard that is gone or another now is accounted for as such only if nothing was taken from it before."""
+    if task.skip or task.epoch:
+        raise RefusedError(
+            f"{task.url}: {detail}, though part of it was read before. Restore it, or start in a new folder."
+        )
 
 
 def num_rows(task: ShardTask) -> int:

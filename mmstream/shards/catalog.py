@@ -232,6 +232,7 @@ def known_successes(shard_url: str) -> int | None:
     if not exists(stats):
         return None
     try:
-        return int(json.loads(read_bytes(stats))["successes"])
-    except (ValueError, KeyError, TypeError):
+        successes = json.loads(read_bytes(stats))["successes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return successes if isinstance(successes, int) and successes >= 0 else None

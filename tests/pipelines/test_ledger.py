@@ -1,0 +1,83 @@
+"""What a run goes on from, without Ray: real shards, real records, any order of what happened before."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tars import make_tar
+
+from mmstream.embeddings.writer import ChunkResult, commit_chunk
+from mmstream.encoders.build import load_encoder
+from mmstream.errors import Reason, RefusedError
+from mmstream.pipelines import source
+from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.ledger import Ledger
+from mmstream.pipelines.read import shard_tasks
+from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
+from mmstream.schema import Damage
+from mmstream.shards.catalog import build_catalog
+from mmstream.telemetry import Stopwatch
+
+SAMPLES, CHUNKS = 40, 5
+ENCODER = load_encoder("fake:4")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
+    monkeypatch.setattr(source, "CHUNK_ROWS", SAMPLES // CHUNKS)
+    (tmp_path / "a.tar").write_bytes(make_tar((f"{i:02}.txt", b"words " * 4000) for i in range(SAMPLES)))
+    return build_catalog(str(tmp_path / "a.tar"))
+
+
+def results(task: ShardTask) -> list[ChunkResult]:
+    made = []
+    for chunk in chunks_of(task):
+        info, samples = from_row(to_row(chunk, task, 0.0))
+        with ThreadPoolExecutor(1) as pool:
+            rows, rejects = encode_chunk(info, samples, ENCODER, (), pool=pool, watch=Stopwatch())
+        place = (info.shard, info.chunk, info.first_row, info.num_samples)
+        made.append(ChunkResult(*place, rows, rejects, info.end, info.damage, info.source_bytes, info.source_etag))
+    return made
+
+
+def go_on(dest: Path, catalog: pa.Table) -> Ledger:
+    ledger = Ledger(str(dest), catalog, ENCODER.fingerprint, 1.0)
+    for task in ledger.plan():
+        for result in results(task):
+            generation = ledger.generations.get(result.shard, 0)
+            ledger.add(commit_chunk(str(dest), result, ENCODER.fingerprint, generation))
+    return ledger
+
+
+def test_an_end_that_was_the_source_s_state_of_a_moment_is_taken_back_when_it_is_itself_again(
+    catalog: pa.Table, tmp_path: Path
+) -> None:
+    done = results(shard_tasks(catalog)[0])
+    gone = Damage(reason=Reason.SOURCE_CHANGED, offset=done[4].first_row, detail="its etag was another for a moment")
+    # Chunk 0 was still at work when the run was killed.
+    for result in [done[1], done[2], replace(done[3], end=True, damage=gone)]:
+        commit_chunk(str(tmp_path / "emb"), result, ENCODER.fingerprint)
+    assert go_on(tmp_path / "emb", catalog).finish("a.tar").rows == SAMPLES
+    assert go_on(tmp_path / "emb", catalog).damaged == {}
+
+
+def test_chunks_of_two_attempts_that_saw_different_bytes_are_all_made_anew(catalog: pa.Table, tmp_path: Path) -> None:
+    done = results(shard_tasks(catalog)[0])
+    for result in [*done[:2], replace(done[2], first_row=17), *done[3:]]:
+        commit_chunk(str(tmp_path / "emb"), result, ENCODER.fingerprint)
+    ledger = go_on(tmp_path / "emb", catalog)
+    assert ledger.finish("a.tar").rows == ledger.num_encoded == SAMPLES
+
+
+def test_a_source_that_changes_while_a_resumed_run_reads_it_ends_the_run(catalog: pa.Table) -> None:
+    task = shard_tasks(catalog)[0]
+    path = Path(task.url)
+    reading = chunks_of(replace(task, skip=frozenset({0})))
+    next(reading)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(RefusedError, match="though part of it was read before"):
+        list(reading)
