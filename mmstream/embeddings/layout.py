@@ -113,6 +113,18 @@ def latest_manifest(root: str) -> StoredManifest | None:
     return None
 
 
+def was_finished(root: str) -> bool:
+    """Whether any valid generation of the manifest says that nothing was missing."""
+    for file in list_files(join(root, "manifest")):
+        if _MANIFEST.search(file.url):
+            try:
+                if parse(Manifest, read_bytes(file.url), file.url).finished:
+                    return True
+            except InvalidRecordError:
+                continue
+    return False
+
+
 @dataclass(frozen=True)
 class Generations:
     """The names of one shard's records as (generation, URL), each list from the highest down."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+from ray import get_runtime_context
 from ray.experimental import internal_kv
 
 from mmstream.errors import MmstreamError, Reason, Rejected
@@ -56,6 +57,24 @@ class Containment:
                     yield _Watched(watchdog).picture
         finally:
             internal_kv._internal_kv_del(mark)
+
+    @contextmanager
+    def loading(self, spec: str) -> Generator[None]:
+        """Around the load of the model in an actor's constructor: Ray starts an actor that dies there again for ever.
+
+        Raises:
+            MmstreamError: this actor has died of it `MAX_DEATHS` times.
+        """
+        mark = f"{self.run}/loading/{get_runtime_context().get_actor_id()}".encode()
+        deaths = int(internal_kv._internal_kv_get(mark) or 0)
+        if deaths >= MAX_DEATHS:
+            raise MmstreamError(
+                f"{spec}: a worker died {deaths} times while it loaded the model, most likely for want of memory. Run "
+                "with fewer workers or a smaller model; what is committed stays."
+            )
+        internal_kv._internal_kv_put(mark, str(deaths + 1).encode())
+        yield
+        internal_kv._internal_kv_del(mark)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
 from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.encode import encode_chunk
-from mmstream.pipelines.ledger import Ledger
+from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import Asked, OpenSet, begin, find, grown, say_what_matters
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
@@ -100,7 +100,8 @@ class _Encode:
     idle_since: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.encoder = load_on_worker(self.spec, self.fingerprint, self.threads)
+        with self.contained.loading(self.spec):
+            self.encoder = load_on_worker(self.spec, self.fingerprint, self.threads)
         self.encoder.micro_batch = self.micro_batch
         self.pool = ThreadPoolExecutor(self.threads, "decode")
         self.idle_since = time.perf_counter()
@@ -160,7 +161,7 @@ def embed(
     *,
     fields: Sequence[str] = (),
     limit: int | None = None,
-    max_rejects: float = 0.05,
+    max_rejects: float = MAX_REJECTS,
     append: bool = False,
 ) -> EmbedReport:
     """Embeds the samples of tar shards into the embedding set at `dest`; resumes one that was begun.

@@ -125,7 +125,8 @@ class _Vectors:
 
     def __init__(self, spec: str, fingerprint: str, threads: int, contained: Containment) -> None:
         self._contained = contained
-        self._encoder = load_on_worker(spec, fingerprint, threads)
+        with contained.loading(spec):
+            self._encoder = load_on_worker(spec, fingerprint, threads)
         self._pool = ThreadPoolExecutor(threads, "decode")
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -21,6 +21,7 @@ from mmstream.pipelines.source import ShardTask
 from mmstream.schema import ChunkRecord, ShardRecord, Totals
 from mmstream.shards.catalog import known_successes
 
+MAX_REJECTS = 0.05  # the error budget where none is given
 BUDGET_FROM_SAMPLES = 1_000
 BUDGET_AT_END_FROM_SAMPLES = 100
 

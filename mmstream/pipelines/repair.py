@@ -22,11 +22,12 @@ from mmstream.embeddings.layout import (
     next_generations,
     read_chunk_records,
     read_records,
+    was_finished,
 )
 from mmstream.embeddings.reader import is_sound
 from mmstream.errors import Reason, RefusedError, UsageError
 from mmstream.pipelines.embed import run
-from mmstream.pipelines.ledger import Ledger
+from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import OpenSet, open_set, stored_encoder
 from mmstream.schema import ChunkRecord
 from mmstream.storage.files import FileInfo, absolute, info
@@ -159,7 +160,7 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     mended = [shard for shard, is_now in state.items() if is_now == "changed"]
     urls = opened.catalog["url"].to_pylist()
     count = {"rows_gained": 0, "chunks_recomputed": 0, "rejects": dict(sorted(rejects_before.items()))}
-    if again:
+    if again or not opened.manifest.finished:  # an earlier replay may have been killed
         encoder = stored_encoder(opened)
         opened = opened.with_catalog(_mended(opened.catalog, mended)) if mended else opened.unfinished()
         ledger = _ledger(opened, _without(records, chunks, {}, again), again, names)
@@ -229,7 +230,9 @@ def _without(records: Records, chunks: Chunks, instead: Chunks, left_out: Chunks
 def _ledger(opened: OpenSet, kept: Records, anew: Iterable[int], names: Mapping[int, Generations]) -> Ledger:
     generations = next_generations(names, kept) | {shard: names[shard].next for shard in anew}
     fingerprint = opened.manifest.fingerprint
-    return Ledger(opened.dest, opened.catalog, fingerprint, 1.0, records=kept, generations=generations)
+    # The budget of a set that was finished once has been judged, by whatever was asked for then.
+    budget = 1.0 if was_finished(opened.dest) else MAX_REJECTS
+    return Ledger(opened.dest, opened.catalog, fingerprint, budget, records=kept, generations=generations)
 
 
 def _entry_state(catalog: pa.Table, shard: int) -> str:

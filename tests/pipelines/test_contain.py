@@ -103,3 +103,35 @@ def test_what_needed_a_sandbox_once_gets_one_in_later_epochs_without_another_dea
         assert [in_sandbox(0), in_sandbox(1)] == [False, False]
         dead.enter_context(contained.chunk(chunk(1)))
         assert [in_sandbox(1), in_sandbox(2)] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_model_that_kills_its_worker_while_it_loads_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar([f for i in range(3) for f in sample(i)]))
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "from mmstream.encoders.fake import FakeEncoder\n"
+        "if 'default_worker' in sys.argv[0]:\n"
+        "    FakeEncoder.__init__ = lambda self, spec: os._exit(137)\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "hooks"), *sys.path])
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mmstream",
+            "embed",
+            str(tmp_path / "a.tar"),
+            str(tmp_path / "emb"),
+            "--model",
+            "fake:4",
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert f"a worker died {MAX_DEATHS} times while it loaded the model" in ended.stderr

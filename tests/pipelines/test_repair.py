@@ -15,10 +15,12 @@ from tars import make_tar
 import mmstream as mm
 from mmstream.embeddings.layout import chunk_record_path, read_records, shard_record_path
 from mmstream.embeddings.reader import EmbeddingSet
-from mmstream.errors import RefusedError, UsageError
+from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.dry_run import dry_run
+from mmstream.pipelines.manifest import open_set
 from mmstream.pipelines.repair import repair, replay
 from mmstream.schema import ChunkRecord
+from mmstream.shards.catalog import build_catalog
 
 ROWS = 600  # of each shard: two chunks
 
@@ -246,3 +248,25 @@ def test_a_dry_run_shows_the_first_rejects(tmp_path: Path) -> None:
     assert report.rejects == {"not_image": 1}
     assert [(r.key, r.reason) for r in report.first_rejects] == [("000002", "not_image")]
     assert report.to_json()["samples"] == 5
+
+
+def test_a_replay_that_was_killed_is_finished_by_the_same_command(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(shard(0, 100, bad=50))
+    emb = embed_here(tmp_path / "a.tar", tmp_path / "emb", chunk_rows=512)
+    (tmp_path / "a.tar").write_bytes(shard(0, 100))
+    opened = open_set(emb)
+    assert opened is not None
+    opened.with_catalog(build_catalog(str(tmp_path / "a.tar")))  # and killed here
+    replay(emb)
+    report = mm.audit(emb, source=True)
+    assert (report.finished, report.differences, report.rows, report.rejects) == (True, [], 100, {})
+
+
+def test_repair_does_not_finish_a_set_whose_error_budget_is_spent(made: Path, tmp_path: Path) -> None:
+    files = [(f"{i:03}.png", picture(i) if i % 4 == 0 else b"no picture") for i in range(200)]
+    (tmp_path / "a.tar").write_bytes(make_tar(files))
+    emb = str(tmp_path / "emb")
+    for call in (lambda: mm.embed(str(tmp_path / "a.tar"), emb, model="fake:8"), lambda: repair(emb)):
+        with pytest.raises(TooManyRejectsError):
+            call()
+    assert not mm.audit(emb).finished
