@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -172,10 +172,17 @@ class Records:
         return dict(sorted({**self.shards, **made}.items()))
 
 
-def read_records(root: str, catalog: pa.Table, listed: Mapping[int, Generations] | None = None) -> Records:
+def read_records(
+    root: str,
+    catalog: pa.Table,
+    listed: Mapping[int, Generations] | None = None,
+    *,
+    kept: Callable[[ShardRecord], ShardRecord] = lambda record: record,
+) -> Records:
     """The records of the catalog's shards that count; `listed` saves the listing where it was made before.
 
-    It reads one record per finished shard, and chunk records of the others only.
+    It reads one record per finished shard, and chunk records of the others only. `kept` says what is to be kept of a
+    folded record: the whole of it grows with the shard.
 
     Raises:
         RefusedError: a record is of another format.
@@ -188,7 +195,7 @@ def read_records(root: str, catalog: pa.Table, listed: Mapping[int, Generations]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for (shard, _, _), found in zip(wanted, pool.map(lambda w: _read_shard(*w), wanted), strict=True):
             if isinstance(found, ShardRecord):
-                shards[shard] = found
+                shards[shard] = kept(found)
             elif found:
                 chunks[shard] = found
     return Records(shards, chunks)

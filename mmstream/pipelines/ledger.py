@@ -35,7 +35,8 @@ class Ledger:
         generations: and of the records that are to be written then, by shard; 0 where it says nothing.
 
     Attributes:
-        shards: folded records of finished shards.
+        shards: folded records of finished shards, without their chunks where these are not needed: a run's driver
+            holds the same for a shard of a thousand samples and one of a million.
         num_samples, num_rows, rejects: what is committed, over all runs.
         num_encoded: samples that this run committed.
         damaged: shard → about how many samples lie behind its damage.
@@ -57,27 +58,33 @@ class Ledger:
         self.num_samples = 0
         self.num_rows = 0
         self.rejects: Counter[str] = Counter()
-        self._catalog = catalog
+        self._catalog, self._fingerprint = catalog, fingerprint
+        self._keeps_chunks = True
         self.damaged: dict[int, int] = {}
         if records is None:
             names = list_records(dest)
-            records = read_records(dest, catalog, names)
+            records = read_records(dest, catalog, names, kept=self._summed_up)
             generations = next_generations(names, records)
+            self._keeps_chunks = False
         self.generations = generations or {}
         self.shards = dict(records.shards)
         self._chunks = {shard: dict(chunks) for shard, chunks in records.chunks.items()}
         for record in [*self.shards.values(), *(c for s in self._chunks.values() for c in s.values())]:
-            self._check(record, fingerprint)
+            self._check(record)
             self._count(record)
         for shard in self.shards.values():
             self._note_damage(shard)
 
-    def _check(self, record: ChunkRecord | ShardRecord, fingerprint: str) -> None:
+    def _summed_up(self, record: ShardRecord) -> ShardRecord:
+        self._check(record)
+        return record.model_copy(update={"chunks": []})
+
+    def _check(self, record: ChunkRecord | ShardRecord) -> None:
         for chunk in record.chunks if isinstance(record, ShardRecord) else [record]:
-            if chunk.fingerprint != fingerprint:
+            if chunk.fingerprint != self._fingerprint:
                 raise RefusedError(
                     f"{self.dest}: fingerprint of shard {chunk.shard} chunk {chunk.chunk} is {chunk.fingerprint}, "
-                    f"the encoder's is {fingerprint}. Use another folder."
+                    f"the encoder's is {self._fingerprint}. Use another folder."
                 )
 
     def _count(self, record: ChunkRecord | ShardRecord) -> None:
@@ -114,7 +121,7 @@ class Ledger:
         if record is None:
             return False
         record = commit_shard(self.dest, record, self.generations.get(shard, 0))
-        self.shards[shard] = record
+        self.shards[shard] = record if self._keeps_chunks else self._summed_up(record)
         del self._chunks[shard]
         self._note_damage(record)
         return True
@@ -136,7 +143,7 @@ class Ledger:
     def _samples_per_byte(self) -> float:
         """Over the shards that are whole; 0 before there is one."""
         whole = [s for s in self.shards.values() if s.damage is None]
-        size = sum(s.chunks[-1].source_bytes for s in whole)
+        size = sum(self._catalog["bytes"][s.shard].as_py() for s in whole)
         return sum(s.num_samples for s in whole) / size if size else 0.0
 
     def _check_budget(self, from_samples: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -81,3 +82,17 @@ def test_a_source_that_changes_while_a_resumed_run_reads_it_ends_the_run(catalog
     path.write_bytes(path.read_bytes() + bytes(512))
     with pytest.raises(RefusedError, match="though part of it was read before"):
         list(reading)
+
+
+def test_what_the_driver_holds_of_finished_shards_does_not_grow_with_their_samples(
+    catalog: pa.Table, tmp_path: Path
+) -> None:
+    go_on(tmp_path / "emb", catalog)
+    tracemalloc.start()
+    ledger = Ledger(str(tmp_path / "emb"), pa.concat_tables([catalog]), ENCODER.fingerprint, 1.0)
+    for shard in range(1, 1_000):
+        ledger.shards[shard] = ledger.shards[0].model_copy(deep=True)
+    num_bytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert [s.chunks for s in ledger.shards.values()] == [[]] * 1_000
+    assert num_bytes / 1_000 <= 1_100
