@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import os
 import random
+import re
 import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ from mmstream.errors import MmstreamError, Rejected, UnreachableError, UsageErro
 from mmstream.storage import http
 
 _FORBIDDEN = ("pipe:", "shell:", "reference:")  # they run commands, or read what another file says
+
+_SECRET = re.compile(r"://[^/@]*:[^/@]*@|[?&](?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,14 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def check_scheme(url: str) -> None:
     """
     Raises:
-        UsageError: the URL, or a part of a chained one, would run a command.
+        UsageError: the URL, or a part of a chained one, would run a command, or holds a password or a signature,
+            which would go into catalogs and messages.
     """
+    if _SECRET.search(url):
+        raise UsageError(
+            f"{url.split('://', 1)[0]}://{url.split('@')[-1].split('://')[-1].split('?')[0]}: given with a password or "
+            "a signature, which would be written into catalogs and logs. Give credentials by the environment."
+        )
     if any(part.strip().lower().startswith(_FORBIDDEN) for part in url.split("::")):
         raise UsageError(f"{url}: such URLs are refused, for they run commands. Give a file, s3, gs, az or http URL.")
 

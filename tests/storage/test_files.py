@@ -53,3 +53,18 @@ def test_local_paths_become_absolute_and_urls_stay() -> None:
     assert absolute("a/b/") == str(Path.cwd() / "a/b")
     assert absolute("file:///x/y") == "/x/y"
     assert absolute("s3://bucket/x/") == "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://alice:s3cret@host.example/a.tar",
+        "https://host.example/a.tar?X-Amz-Date=1&X-Amz-Signature=s3cret",
+        "https://account.example/a.tar?sv=1&sig=s3cret",
+    ],
+)
+def test_a_url_that_holds_a_secret_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(UsageError, match="by the environment") as refused:
+        absolute(url)
+    assert "s3cret" not in str(refused.value)
+    assert ".example/a.tar" in str(refused.value)
