@@ -121,7 +121,9 @@ class _Audit:
 
     def _next(self, finished: bool) -> list[str]:
         if self.found.differences:
-            return [shlex.join(["mmstream", "repair", self.root])] if finished else []
+            replay = self.source and (self.found.damaged or self.found.rejects)  # for sources that were mended
+            commands = [["repair", self.root], *([["rejects", self.root, "--replay"]] if replay else [])]
+            return [shlex.join(["mmstream", *command]) for command in commands] if finished else []
         return [shlex.join(["mmstream", "index", "build", self.root, f"{self.root}-index"])]
 
     def _list(self) -> None:

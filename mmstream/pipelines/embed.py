@@ -330,6 +330,7 @@ def _report(
         model=manifest.encoder,
         fingerprint=manifest.fingerprint,
         next=[
+            *([shlex.join(["mmstream", "rejects", ledger.dest])] if ledger.rejects else []),
             shlex.join(["mmstream", "audit", ledger.dest]),
             shlex.join(["mmstream", "index", "build", ledger.dest, f"{ledger.dest}-index"]),
         ],

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -26,6 +27,27 @@ BUDGET_FROM_SAMPLES = 1_000
 BUDGET_AT_END_FROM_SAMPLES = 100
 
 
+class _Behind(NamedTuple):
+    """What a damage hides: so many samples, where somebody vouched for them, in so many bytes."""
+
+    known: int | None
+    num_bytes: int
+
+
+@dataclass
+class _Read:
+    samples: int = 0
+    bytes: int = 0
+
+    def add(self, samples: int, bytes: int) -> None:
+        self.samples += samples
+        self.bytes += bytes
+
+    @property
+    def samples_per_byte(self) -> float:
+        return self.samples / self.bytes if self.bytes else 0.0
+
+
 class Ledger:
     """
     Args:
@@ -39,7 +61,6 @@ class Ledger:
             holds the same for a shard of a thousand samples and one of a million.
         num_samples, num_rows, rejects: what is committed, over all runs.
         num_encoded: samples that this run committed.
-        damaged: shard → about how many samples lie behind its damage.
     """
 
     def __init__(
@@ -60,7 +81,8 @@ class Ledger:
         self.rejects: Counter[str] = Counter()
         self._catalog, self._fingerprint = catalog, fingerprint
         self._keeps_chunks = True
-        self.damaged: dict[int, int] = {}
+        self._behind: dict[int, _Behind] = {}
+        self._whole, self._broken = _Read(), _Read()  # of whole shards, and what came before damages
         if records is None:
             names = list_records(dest)
             records = read_records(dest, catalog, names, kept=self._summed_up)
@@ -73,7 +95,7 @@ class Ledger:
             self._check(record)
             self._count(record)
         for shard in self.shards.values():
-            self._note_damage(shard)
+            self._note(shard)
 
     def _summed_up(self, record: ShardRecord) -> ShardRecord:
         self._check(record)
@@ -123,28 +145,26 @@ class Ledger:
         record = commit_shard(self.dest, record, self.generations.get(shard, 0))
         self.shards[shard] = record if self._keeps_chunks else self._summed_up(record)
         del self._chunks[shard]
-        self._note_damage(record)
+        self._note(record)
         return True
 
-    def _note_damage(self, shard: ShardRecord) -> None:
-        if shard.damage is not None:
-            self.damaged[shard.shard] = self._samples_behind(shard)
+    def _note(self, shard: ShardRecord) -> None:
+        """A finished shard: its share in what a byte holds, or what is known of the rest that its damage hides."""
+        size = self._catalog["bytes"][shard.shard].as_py()
+        if shard.damage is None:
+            self._whole.add(shard.num_samples, size)
+            return
+        self._broken.add(shard.num_samples, shard.damage.offset)
+        successes = known_successes(self._catalog["url"][shard.shard].as_py())
+        known = None if successes is None else max(0, successes - shard.num_samples)
+        self._behind[shard.shard] = _Behind(known, size - shard.damage.offset)
 
-    def _samples_behind(self, shard: ShardRecord) -> int:
-        """About how many samples lie behind a damage: by `_stats.json`, else by bytes left × mean samples per byte."""
-        entry = self._catalog.slice(shard.shard, 1).to_pylist()[0]
-        if (successes := known_successes(entry["url"])) is not None:
-            return max(0, successes - shard.num_samples)
-        assert shard.damage is not None
-        left = entry["bytes"] - shard.damage.offset
-        own = shard.num_samples / shard.damage.offset if shard.damage.offset else 0.0
-        return int(left * (self._samples_per_byte() or own))
-
-    def _samples_per_byte(self) -> float:
-        """Over the shards that are whole; 0 before there is one."""
-        whole = [s for s in self.shards.values() if s.damage is None]
-        size = sum(self._catalog["bytes"][s.shard].as_py() for s in whole)
-        return sum(s.num_samples for s in whole) / size if size else 0.0
+    @property
+    def damaged(self) -> dict[int, int]:
+        """Shard → about how many samples lie behind its damage: by `_stats.json`, else by bytes left × mean samples per
+        byte, of whole shards where there are any."""
+        rate = (self._whole if self._whole.bytes else self._broken).samples_per_byte
+        return {s: int(b.num_bytes * rate) if b.known is None else b.known for s, b in self._behind.items()}
 
     def _check_budget(self, from_samples: int) -> None:
         rejected, unknown = self.rejects.total(), sum(self.damaged.values())

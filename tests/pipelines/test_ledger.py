@@ -13,7 +13,7 @@ from tars import make_tar
 
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.build import load_encoder
-from mmstream.errors import Reason, RefusedError
+from mmstream.errors import Reason, RefusedError, TooManyRejectsError
 from mmstream.pipelines import source
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.ledger import Ledger
@@ -96,3 +96,18 @@ def test_what_the_driver_holds_of_finished_shards_does_not_grow_with_their_sampl
     tracemalloc.stop()
     assert [s.chunks for s in ledger.shards.values()] == [[]] * 1_000
     assert num_bytes / 1_000 <= 1_100
+
+
+@pytest.mark.parametrize("broken", [[0, 1, 2, 3], [1, 2, 3, 4]])
+def test_the_error_budget_does_not_depend_on_which_shard_is_finished_first(tmp_path: Path, broken: list[int]) -> None:
+    for i in range(5):
+        tar = make_tar((f"{i}{n:03}.txt", b"words") for n in range(100))
+        (tmp_path / f"{i}.tar").write_bytes(tar)
+    catalog = build_catalog(str(tmp_path / "*.tar"))
+    sums = pa.array(["0" * 64 if i in broken else None for i in range(5)], pa.string())
+    catalog = catalog.set_column(catalog.schema.get_field_index("sha256"), "sha256", sums)
+    ledger = go_on(tmp_path / "emb", catalog)
+    assert ledger.damaged == dict.fromkeys(broken, 100)
+    ledger.max_rejects = 0.05
+    with pytest.raises(TooManyRejectsError, match="about 400 samples lie behind damage"):
+        ledger.finish("here")
