@@ -266,7 +266,9 @@ def rejects(
 @verb(app, "export", "mmstream export s3://bucket/emb s3://bucket/clip --format clip-retrieval")
 def export(
     dest: Dest,
-    out: Annotated[str, typer.Argument(help="An empty folder or URL.", metavar="OUT")],
+    out: Annotated[
+        str, typer.Argument(help="A folder or URL; parts of another export there are refused.", metavar="OUT")
+    ],
     format: Annotated[str, typer.Option(help="What for: clip-retrieval (autofaiss and embedding_reader too).")],
     of: Annotated[str | None, typer.Option(help="image or text; both where there are both.")] = None,
     rows_per_file: Annotated[int, typer.Option(help="At most so many rows in a file.", min=1)] = 1_000_000,

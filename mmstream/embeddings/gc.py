@@ -102,7 +102,7 @@ def gc(dest: str, *, dry_run: bool = False) -> GcReport:
         bytes=sum(f.bytes for f in going),
         young=len(objects) + len(temporaries) - len(going),
         unsure=unsure,
-        next=[shlex.join(["mmstream", "gc", root])] if dry_run and going else [],
+        next=[shlex.join(["mmstream", "gc" if dry_run and going else "audit", root])],
     )
 
 

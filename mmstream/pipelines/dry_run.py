@@ -6,6 +6,7 @@ The chunk is read, decoded and encoded as in the real run, in this process and w
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
-from mmstream.embeddings.layout import read_records
+from mmstream.embeddings.layout import Records, read_records
 from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
@@ -98,22 +99,32 @@ def dry_run(
     check_fields(fields)
     asked = Asked(limited(build_catalog(source), limit), load_encoder(model), tuple(fields), limit)
     found = find(dest, asked)
-    catalog, committed = asked.catalog, {}
-    if found is not None:
-        catalog = grown(found, asked, append=append)
-        committed = read_records(dest, catalog).by_chunk()
-    whole = {shard for shard, chunks in committed.items() if any(c.end for c in chunks.values())}
+    catalog = asked.catalog if found is None else grown(found, asked, append=append)
+    records = Records({}, {}) if found is None else read_records(dest, catalog)
+    whole = records.finished()
     tasks = [task for task in shard_tasks(catalog) if task.shard not in whole]
     shares = _shares(len(tasks), found.manifest.threads if found else None, asked.encoder)
     return DryRunReport(
         dest=dest,
         model=asked.encoder.spec,
-        committed_samples=sum(c.num_samples for chunks in committed.values() for c in chunks.values()),
+        committed_samples=sum(c.num_samples for of_shard in records.by_chunk().values() for c in of_shard.values()),
         shards=len(tasks),
         bytes=sum(task.bytes for task in tasks),
         workers=shares.encoders,
+        next=[_command(source, dest, model, fields, limit, append)],
         **(_measured(tasks, asked, shares) if tasks else _nothing()),
     )
+
+
+def _command(
+    source: str | Sequence[str], dest: str, model: str, fields: Sequence[str], limit: int | None, append: bool
+) -> str:
+    """The same without `--dry-run`."""
+    options = [word for name in fields for word in ("--field", name)]
+    options += ["--limit", str(limit)] if limit is not None else []
+    options += ["--append"] if append else []
+    sources = [source] if isinstance(source, str) else source
+    return shlex.join(["mmstream", "embed", *sources, dest, "--model", model, *options])
 
 
 def _shares(num_tasks: int, threads: int | None, encoder: Encoder) -> Shares:

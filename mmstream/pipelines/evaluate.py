@@ -6,6 +6,7 @@ its score is comparable only at the same n, which is why n, chance and ceiling a
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,7 +88,16 @@ def evaluate(what: str, source: str | Sequence[str] = (), *, limit: int | None =
         rejects=rejects,
         num_unpaired=sum(t.num_rows for t in tables) - len(z_image),
         seconds=round(time.monotonic() - start, 2),
+        next=[_next(what, [source] if isinstance(source, str) else source)],
     )
+
+
+def _next(what: str, sources: Sequence[str]) -> str:
+    """Vectors that were measured are indexed; of a model they are made first."""
+    if not sources:
+        return shlex.join(["mmstream", "index", "build", what, f"{what}-index"])
+    dest = f"{what.removeprefix('run:')}-emb" if what.startswith("run:") else "emb"
+    return shlex.join(["mmstream", "embed", *sources, dest, "--model", what])
 
 
 def _columns(modalities: Sequence[str], what: str) -> list[str]:

@@ -145,7 +145,7 @@ def _completed(run: str, recipe: Recipe, survey: Survey, evaluated: bool) -> Tra
     record = latest_record(run)
     if record is None or finished_epochs(run) < recipe.epochs:
         raise MmstreamError(f"{run}: the ranks ended without a last checkpoint. {_GO_ON}")
-    if (leftover := _leftover(run, recipe, record, survey)) >= recipe.batch_size:
+    if (leftover := _leftover(recipe, record, survey, _rejects(run))) >= recipe.batch_size:
         raise MmstreamError(
             f"{run}: {leftover:,} usable samples never reached a step, more than the last batch lacks. No card is "
             "made of such a run; please report this with its folder."
@@ -314,9 +314,8 @@ def _rejects(run: str) -> pa.Table:
     return pa.concat_tables(tables) if tables else REJECT.empty_table()
 
 
-def _leftover(run: str, recipe: Recipe, record: CheckpointRecord, survey: Survey) -> int:
+def _leftover(recipe: Recipe, record: CheckpointRecord, survey: Survey, rejects: pa.Table) -> int:
     """Usable samples × epochs, less those that were in a step."""
-    rejects = _rejects(run)
     usable = survey.num_rows - (rejects.num_rows - rejects["key"].null_count)  # without a key: a shard's unknown rest
     return max(0, usable * recipe.epochs - record.samples)
 
@@ -330,7 +329,7 @@ def _report(
     retrieval: dict[str, Any] | None = None,
     already: bool = False,
 ) -> TrainReport:
-    rows = read_metrics(run)
+    rows, rejects = read_metrics(run), _rejects(run)
     rates = [row["samples_per_second"] for row in rows[1:]]
     rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
     shards = recipe.data.eval or recipe.data.train
@@ -340,9 +339,9 @@ def _report(
         card=join(run, "card"),
         steps=record.step,
         samples=record.samples,
-        leftover=_leftover(run, recipe, record, survey),
+        leftover=_leftover(recipe, record, survey, rejects),
         batch_size=recipe.batch_size,
-        rejects=dict(sorted(Counter(_rejects(run)["reason"].to_pylist()).items())),
+        rejects=dict(sorted(Counter(rejects["reason"].to_pylist()).items())),
         loss=rows[-1]["loss"] if rows else None,
         seconds=round(record.samples / rate, 1) if rate else 0.0,
         samples_per_second=round(rate, 1),

@@ -77,11 +77,17 @@ def rejects(dest: str, *, reason: str | None = None, limit: int = LIMIT, html: s
         rejects=dict(sorted(counts.items())),
         shown=shown,
         html=html,
-        next=[] if html or not counts else [shlex.join(["mmstream", "rejects", emb.url, "--html", "rejects.html"])],
+        next=_next(emb.url, html, bool(counts)),
     )
     if html is not None:
         write_page(html, emb, report.title(), shown, counts)
     return report
+
+
+def _next(url: str, html: str | None, any_rejects: bool) -> list[str]:
+    if html is not None:
+        return [shlex.join(["open", html])]
+    return [shlex.join(["mmstream", *(["rejects", url, "--html", "rejects.html"] if any_rejects else ["audit", url])])]
 
 
 def committed(emb: EmbeddingSet) -> Iterator[ChunkRecord]:

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmstream.errors import UsageError
-from mmstream.storage.files import check_scheme, is_local, join, read_bytes
+from mmstream.storage.files import check_url, is_local, join, read_bytes
 
 _TEXT, _JSON, _CATALOG = (".txt", ".list"), (".jsonl", ".ndjson"), ".parquet"
 
@@ -61,7 +61,7 @@ def read_list(where: str) -> Iterator[Listed]:
         if not line or line.startswith("#"):
             continue
         entry = _parsed(line, f"{where}, line {number}") if where.endswith(_JSON) else Listed(line)
-        check_scheme(entry.url)
+        check_url(entry.url)
         if is_list(entry.url) or is_catalog(entry.url):
             raise UsageError(
                 f"{where}, line {number}: names another list, {entry.url}. Give it as a source of its own."

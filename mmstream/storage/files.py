@@ -67,7 +67,7 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UsageError: an unknown scheme, one that runs commands, or one whose package is not installed.
     """
-    check_scheme(url)
+    check_url(url)
     try:
         return url_to_fs(url, **_options(scheme(url)))
     except ImportError as e:
@@ -76,7 +76,7 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UsageError(f"{url}: {e}.") from e
 
 
-def check_scheme(url: str) -> None:
+def check_url(url: str) -> None:
     """
     Raises:
         UsageError: the URL, or a part of a chained one, would run a command, or holds a password or a signature,
@@ -101,7 +101,7 @@ def absolute(url: str) -> str:
     Raises:
         UsageError: a scheme that is refused.
     """
-    check_scheme(url)
+    check_url(url)
     if is_local(url):
         return os.path.normpath(Path(url.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
     return url.rstrip("/")

@@ -39,6 +39,19 @@ def rows(dest: Path) -> dict[str, dict]:
     return {r["key"]: r for t in EmbeddingSet.open(str(dest)).tables() for r in t.to_pylist()}
 
 
+def embedded(command: list[str], hooks: Path) -> subprocess.CompletedProcess[str]:
+    """A command whose processes all load the `sitecustomize` in `hooks`."""
+    path = os.pathsep.join([str(hooks), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-m", "mmstream", *command],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_culprits_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
     files = [f for i in range(600) for f in sample(i)]
@@ -51,15 +64,7 @@ def test_culprits_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
 
     dest = tmp_path / "emb"
     command = ["embed", str(tmp_path / "a.tar"), str(dest), "--model", "fake:16", "--max-rejects", "1", "--json"]
-    path = os.pathsep.join([str(tmp_path / "hostile"), *sys.path])
-    ended = subprocess.run(
-        [sys.executable, "-m", "mmstream", *command],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    ended = embedded(command, tmp_path / "hostile")
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert (report["rows"], report["rejects"]) == (597, {"decode_timeout": 1, "decoder_crash": 2})
@@ -115,23 +120,7 @@ def test_a_model_that_kills_its_worker_while_it_loads_ends_the_run(tmp_path: Pat
         "if 'default_worker' in sys.argv[0]:\n"
         "    FakeEncoder.__init__ = lambda self, spec: os._exit(137)\n"
     )
-    path = os.pathsep.join([str(tmp_path / "hooks"), *sys.path])
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mmstream",
-            "embed",
-            str(tmp_path / "a.tar"),
-            str(tmp_path / "emb"),
-            "--model",
-            "fake:4",
-        ],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    command = ["embed", str(tmp_path / "a.tar"), str(tmp_path / "emb"), "--model", "fake:4"]
+    ended = embedded(command, tmp_path / "hooks")
     assert ended.returncode == 1, ended.stderr
     assert f"a worker died {MAX_DEATHS} times while it loaded the model" in ended.stderr

@@ -22,6 +22,8 @@ def test_vectors_from_shards_and_from_a_set_give_the_same_recall(shared: Path, t
     assert fresh.retrieval == stored.retrieval
     assert fresh.retrieval["n"] == 125
     assert fresh.retrieval["ceiling"] is None
+    assert fresh.next == [f"mmstream embed {source} emb --model {spec}"]
+    assert stored.next == [f"mmstream index build {tmp_path / 'emb'} {tmp_path / 'emb'}-index"]
     assert fresh.retrieval["chance"]["r@10"] == pytest.approx(0.08)
     from mmstream.embeddings.reader import EmbeddingSet
     from mmstream.pipelines.evaluate import pairs_of

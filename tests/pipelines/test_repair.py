@@ -242,6 +242,14 @@ def test_a_dry_run_writes_nothing_and_says_what_to_expect(made: Path, emb: Path,
     assert files_of(emb) == before
 
 
+def test_a_dry_run_counts_a_shard_with_a_gap_though_its_end_is_there(made: Path, emb: Path) -> None:
+    (emb / shard_record_path(0)).unlink()
+    (emb / chunk_record_path(0, 0)).unlink()
+    report = dry_run(str(made / "tars"), str(emb), "fake:8")
+    assert (report.shards, report.committed_samples) == (1, ROWS + ROWS - 512)
+    assert report.next == [f"mmstream embed {made / 'tars'} {emb} --model fake:8"]
+
+
 def test_a_dry_run_shows_the_first_rejects(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(shard(0, rows=5, bad=2))
     report = dry_run(str(tmp_path / "a.tar"), str(tmp_path / "emb"), "fake:8")

@@ -24,15 +24,18 @@ CONTENT = Random(4).randbytes(60_000)
 BLOCK = 7_000
 
 
-def walk(reader: RangeReader, content: bytes) -> None:
-    """Reads and skips at odd places must see what slicing sees."""
+def differences(reader: RangeReader, content: bytes) -> list[tuple[int, int]]:
+    """(place, step) of the reads and skips at odd places that do not see what slicing sees."""
+    found = []
     for i, step in enumerate([1, 511, 0, 4096, 37, 9000, 12_345] * 40):
         start = reader.tell()
         if i % 3 == 2:
             reader.skip(step)
-        else:
-            assert reader.read(step) == content[start : start + step]
-        assert reader.tell() == min(start + step, len(content))
+        elif reader.read(step) != content[start : start + step]:
+            found.append((start, step))
+        if reader.tell() != min(start + step, len(content)):
+            found.append((start, step))
+    return found
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_a_range_reader_gives_the_bytes_of_a_local_file(tmp_path: Path, block_by
     content = os.urandom(300_000)
     (tmp_path / "a.tar").write_bytes(content)
     with RangeReader(str(tmp_path / "a.tar"), block_bytes=block_bytes) as reader:
-        walk(reader, content)
+        assert differences(reader, content) == []
 
 
 def test_a_range_reader_gives_the_bytes_of_an_s3_object(s3) -> None:
@@ -77,19 +80,19 @@ def test_a_range_reader_gives_the_bytes_of_an_s3_object(s3) -> None:
     url = s3.bucket("range") + "/a.tar"
     write_bytes(url, content)
     with RangeReader(url, block_bytes=10_000) as reader:
-        walk(reader, content)
+        assert differences(reader, content) == []
     assert read_range(url, 299_990, 100) == content[-10:]
 
 
 def test_a_range_reader_gives_the_bytes_of_other_file_systems() -> None:
     write_bytes("memory://ranges/a.tar", CONTENT)
     with RangeReader("memory://ranges/a.tar", block_bytes=BLOCK) as reader:
-        walk(reader, CONTENT)
+        assert differences(reader, CONTENT) == []
 
 
 def test_a_range_reader_gives_the_bytes_of_a_misbehaving_server_at_its_best(server: FaultyServer, url: str) -> None:
     with RangeReader(url, block_bytes=BLOCK) as reader:
-        walk(reader, CONTENT)
+        assert differences(reader, CONTENT) == []
     assert read_range(url, 100, 50) == CONTENT[100:150]
     with RangeReader(url) as reader:
         assert reader.sha256() == hashlib.sha256(CONTENT).hexdigest()
@@ -149,7 +152,7 @@ def test_a_server_without_ranges_is_read_in_one_go(server: FaultyServer) -> None
     server.faults = deque([Fault("cut", 30_000), Fault("cut", 30_000)])
     assert read_all(f"{server.url}/b/a.tar") == CONTENT
     with RangeReader(f"{server.url}/b/a.tar", block_bytes=BLOCK) as reader:
-        walk(reader, CONTENT)
+        assert differences(reader, CONTENT) == []
 
 
 def test_silence_and_dripping_end_and_are_tried_again(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
