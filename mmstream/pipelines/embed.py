@@ -192,7 +192,8 @@ def embed(
         start_ray()
         opened = begin(dest, asked, encode_shares(catalog.num_rows).encoder_threads)
     catalog = grown(opened, asked, append=append)
-    if catalog.num_rows > opened.catalog.num_rows:
+    is_whole = opened.manifest.finished and catalog.num_rows == opened.catalog.num_rows
+    if not is_whole and not catalog.equals(opened.catalog):
         opened = opened.with_catalog(catalog)
     ledger = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
     if opened.manifest.finished and len(ledger.shards) == catalog.num_rows:
@@ -217,7 +218,7 @@ def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
         raise UsageError(f"--limit {limit}: give a number of at least 1.")
     kept, left = [], limit
     for entry in catalog.to_pylist():
-        task = ShardTask(entry["shard"], entry["url"], entry["bytes"], entry["etag"], max_rows=left)
+        task = ShardTask(entry["shard"], entry["url"], entry["bytes"], entry["etag"], left, entry["sha256"])
         rows = num_rows(task)
         # A shard that is taken whole keeps no bound: behind one, damage at its end would go unseen.
         kept.append({**entry, "max_rows": left if rows >= left else None})

@@ -163,6 +163,9 @@ def find(dest: str, asked: Asked) -> OpenSet | None:
 def grown(found: OpenSet, asked: Asked, *, append: bool) -> pa.Table:
     """The catalog of a set with the shards that the source has gained at its end; nothing is written.
 
+    Checksums that are given now and were not when the set was begun are in it: shards of which nothing is committed
+    are held against them, and one of which a part is committed ends the run if it does not fit.
+
     Raises:
         RefusedError: an old shard is gone or changed, or there are new ones without `append`.
     """

@@ -62,9 +62,11 @@ def read_webdataset(
     Args:
         source: globs, braces, folders, lists, URLs of tar shards, or a stored catalog.
         columns: which of the schema's columns, and in which order; all by default. Members that no column wants are
-            walked over, not read. Keep `reason`, or bad samples look like empty ones.
+            walked over, not read (but for the JSON beside an image that is, which may hold its SHA-256), and not
+            judged. Keep `reason`, or bad samples look like empty ones.
         keys: only samples with one of these keys (the path in the tar up to the first dot of the file's name), and
-            the rows that say where a shard broke. Members of others are walked over, not read.
+            the rows that say where a shard broke. Members of others are walked over, not read: an image whose SHA-256
+            differs is then told only where another one that was asked for shows what the digests are of.
         shuffle_shards: a seed. Shards come in the order `shard_order(number of shards, seed, epoch)`, a permutation
             that depends on nothing else; samples keep their order in the shard, and their ids. Ray reads several at
             once and hands on what is ready, unless `DataContext.execution_options.preserve_order` is set.

@@ -110,7 +110,8 @@ def chunks_of(
 ) -> Iterator[Chunk]:
     """The chunks of a shard, with what `columns` and `keys` ask for (see `read_chunks`).
 
-    One that is gone, has changed or does not have its SHA-256 gives a single empty chunk that says so.
+    One that is gone, has changed or does not have its SHA-256 gives a single empty chunk that says so. Pictures are
+    held against the SHA-256 in their JSON where `image` is selected, and those of `keys` against each other's alone.
 
     Raises:
         RefusedError: that is so, but a part of it was read before, in an earlier run or epoch.
@@ -163,13 +164,15 @@ def _check_unread(task: ShardTask, detail: str) -> None:
 
 
 def num_rows(task: ShardTask) -> int:
-    """How many rows a shard has, at most `task.max_rows`, counted without reading what they hold; 0 if it is gone.
+    """How many rows a shard has, at most `task.max_rows`, counted without reading what they hold; 0 if it is gone, or
+    is not its SHA-256, for which it is read.
 
     Raises:
         UnreachableError: the store does not answer.
     """
     try:
         with RangeReader(task.url, bytes=task.bytes, etag=task.etag) as reader:
+            _verify(reader, task)
             return count_rows(reader, task.max_rows)
     except Rejected:
         return 0  # what became of it is for those to say who read

@@ -12,9 +12,11 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
@@ -36,6 +38,9 @@ from mmstream.storage.ranges import RangeReader
 
 MAX_EXPANSION = 10_000_000
 QUESTIONS_AT_ONCE = 16  # of a store, about shards that are named one by one
+
+
+pc: Any = pyarrow.compute  # whose functions are made as it is imported, so that no type checker knows them
 
 
 class _Shard(NamedTuple):
@@ -188,40 +193,44 @@ _FROZEN = ("bytes", "etag", "max_rows")
 def check_same(stored: pa.Table, now: pa.Table, where: str) -> None:
     """Refuses to go on where the shards are not those that were frozen."""
     for column in ("url", *_FROZEN):
-        before, after = stored[column].to_pylist(), now[column].to_pylist()
-        if before != after:
-            index = next(
-                (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-            )
-            a, b = (values[index] if index < len(values) else "nothing" for values in (before, after))
+        if not stored[column].equals(now[column]):
+            shard, before, after = _first_difference(stored[column], now[column])
             raise RefusedError(
-                f"{where}: catalog differs: {column} of shard {index} was {a} and is {b}. "
+                f"{where}: catalog differs: {column} of shard {shard} was {before} and is {after}. "
                 "Restore the source, or embed into a new folder."
             )
-    for shard, (a, b) in enumerate(zip(stored["sha256"].to_pylist(), now["sha256"].to_pylist(), strict=True)):
-        if a and b and a != b:  # that it is not known now is no change
-            raise RefusedError(f"{where}: catalog differs: sha256 of shard {shard} was {a} and is {b}.")
+    differs = pc.fill_null(pc.not_equal(stored["sha256"], now["sha256"]), False)  # that one is not known is no change
+    if (shard := differs.index(True).as_py()) >= 0:
+        before, after = stored["sha256"][shard], now["sha256"][shard]
+        raise RefusedError(f"{where}: catalog differs: sha256 of shard {shard} was {before} and is {after}.")
+
+
+def _first_difference(before: pa.ChunkedArray, after: pa.ChunkedArray) -> tuple[int, Any, Any]:
+    pairs = zip_longest(before.to_pylist(), after.to_pylist(), fillvalue="nothing")
+    return next((shard, a, b) for shard, (a, b) in enumerate(pairs) if a != b)
 
 
 def extend_catalog(stored: pa.Table, now: pa.Table, where: str) -> pa.Table:
     """`stored` with the shards of `now` that it lacks after its own: every old number stays what it is.
 
-    Both are tables of schema.CATALOG; `now` has all shards of `stored`, wherever they sort among the new ones.
+    Both are tables of schema.CATALOG; `now` has all shards of `stored`, wherever they sort among the new ones. A
+    SHA-256 that `stored` lacks is taken from `now`.
 
     Raises:
         RefusedError: a shard of `stored` is not in `now`, or has changed.
     """
-    numbers = {url: number for number, url in enumerate(now["url"].to_pylist())}
-    for shard, url in enumerate(stored["url"].to_pylist()):
-        if url not in numbers:
-            raise RefusedError(
-                f"{where}: catalog differs: shard {shard}, {url}, is not among the shards given now. Shards can "
-                "only be added: name the old ones too, and restore those that are gone."
-            )
-    old = now.take(pa.array([numbers[url] for url in stored["url"].to_pylist()], pa.int64()))
+    places = pc.index_in(stored["url"], value_set=now["url"].combine_chunks())
+    if places.null_count:
+        shard = pc.is_null(places).index(True).as_py()
+        raise RefusedError(
+            f"{where}: catalog differs: shard {shard}, {stored['url'][shard]}, is not among the shards given now. "
+            "Shards can only be added: name the old ones too, and restore those that are gone."
+        )
+    old = now.take(places)
     check_same(stored, old, where)
-    known = set(stored["url"].to_pylist())
-    new = now.filter(pa.array([url not in known for url in now["url"].to_pylist()], pa.bool_()))
+    column = CATALOG.get_field_index("sha256")
+    stored = stored.set_column(column, CATALOG.field(column), pc.coalesce(stored["sha256"], old["sha256"]))
+    new = now.filter(pc.invert(pc.is_in(now["url"], value_set=stored["url"].combine_chunks())))
     both = pa.concat_tables([stored, new]).combine_chunks()
     return both.set_column(0, CATALOG.field("shard"), pa.array(range(len(both)), pa.int32()))
 

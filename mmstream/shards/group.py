@@ -3,9 +3,10 @@
 A sample is a run of adjacent members of one key, the key being the path up to the first dot of the file's name. Each
 gives one row, bad ones too (`reason`, `detail`, payload null), so that a shard's rows count everything in it. A key
 that comes again later in the shard, and a second member for one column, are rejected as `duplicate_key`, never merged
-and never chosen from. A picture whose SHA-256 is not that of its JSON is `checksum` (`shards.vouched`). Text that is no
-UTF-8 is `caption`, or `metadata` in `.json` and `.cls`. Suffixes that no column knows are passed over but make a sample
-exist; so does a name without a dot. What macOS leaves in archives (`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
+and never chosen from. A picture whose SHA-256 is not that of its JSON is `checksum` (`shards.vouched`; the JSON is read
+for it whether it is selected or not, and what is not selected vouches for nothing). Text that is no UTF-8 is `caption`,
+or `metadata` in `.json` and `.cls`. Suffixes that no column knows are passed over but make a sample exist; so does a
+name without a dot. What macOS leaves in archives (`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
 
 A chunk ends with the sample that fills it: boundaries depend on rows and bytes of the shard alone, not on what is
 wanted or skipped, and memory is one chunk and one sample. Where the shard breaks, complete samples are rows, and no
@@ -23,7 +24,7 @@ import pyarrow as pa
 from mmstream.errors import Reason, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
 from mmstream.shards.tar import MEMBER_LIMIT, ByteSource, Member, TarDamage, members
-from mmstream.shards.vouched import foreign
+from mmstream.shards.vouched import HEAD_ROWS, Verdict, verdict
 
 CHUNK = SAMPLE.append(pa.field("image_offset", pa.int64()))  # of the image member's payload; null without one
 
@@ -135,6 +136,7 @@ class _Sample:
     suffixes: set[str] = field(default_factory=set)
     values: dict[str, bytes] = field(default_factory=dict)  # by column, of what was wanted
     image_offset: int | None = None
+    verdict: Verdict | None = None
     reason: Reason | None = None
     detail: str | None = None
 
@@ -169,18 +171,24 @@ class _Grouping:
         self._num_bytes = 0
         self._open: _Sample | None = None
         self._kinds_before: set[str] = set()
+        self._digests_are_ours = False  # known from the shard's first rows
         self._seen: set[int] = set()  # 8 bytes of BLAKE2b: two of a million keys collide once in 10⁷ shards
 
     def wants(self, name: str) -> bool:
-        """Whether the payload of the next member will be in a row of a chunk that is yielded."""
+        """Whether the payload of the next member will be in a row of a chunk that is yielded, or vouches for one."""
         key, suffix = split_name(name)
-        if COLUMN_OF.get(suffix) not in self._columns or is_macos_leftover(name) or self.is_beyond(name):
+        column = COLUMN_OF.get(suffix)
+        judges = column in ("image", "json") and "image" in self._columns
+        if not (judges or column in self._columns) or is_macos_leftover(name) or self.is_beyond(name):
             return False
         if self._keys is not None and key not in self._keys:
             return False
         is_new = self._open is None or self._open.key != key
+        if not is_new and self._has_column(COLUMN_OF[suffix]):
+            return False
         number = self._number + (is_new and self._is_full_with_open())
-        return number not in self._skip and (is_new or not self._has_column(COLUMN_OF[suffix]))
+        row = self._first_row + len(self._samples) + (is_new and self._open is not None)
+        return number not in self._skip or (judges and row < HEAD_ROWS)
 
     def is_beyond(self, name: str) -> bool:
         """Whether the member begins a row after the last one to be taken."""
@@ -260,14 +268,26 @@ class _Grouping:
     def _close_sample(self) -> None:
         if self._open is None:
             return
+        self._judge(self._open)
         self._samples.append(self._open)
         self._num_bytes += self._open.num_bytes
         self._kinds_before = self._open.kinds()
         self._open = None
 
+    def _judge(self, sample: _Sample) -> None:
+        if sample.reason is None and "json" in sample.values and "image" in sample.values:
+            sample.verdict = verdict(sample.values["json"], sample.values["image"])
+            is_head = self._first_row + len(self._samples) < HEAD_ROWS
+            self._digests_are_ours |= is_head and sample.verdict is not None and sample.verdict.fits
+        if "json" not in self._columns:
+            sample.values.pop("json", None)
+        if self._number in self._skip:
+            sample.values = {}
+
     def _close_chunk(self, position: int, *, end: bool = False, damage: Damage | None = None) -> Chunk | None:
         chunk = None
         if self._number not in self._skip:
+            _reject_foreign_images(self._samples, self._digests_are_ours)
             table = _table(self._shard, self._first_row, self._samples)
             read = position - self._start
             num_samples = len(self._samples)
@@ -281,7 +301,6 @@ class _Grouping:
 
 
 def _table(shard: int, first_row: int, samples: list[_Sample]) -> pa.Table:
-    _reject_foreign_images(samples)
     texts = [_decoded_texts(s) for s in samples]
     rows = range(first_row, first_row + len(samples))
     columns = {
@@ -299,10 +318,10 @@ def _table(shard: int, first_row: int, samples: list[_Sample]) -> pa.Table:
     return pa.Table.from_pydict(columns, schema=CHUNK)
 
 
-def _reject_foreign_images(samples: list[_Sample]) -> None:
-    both = [s for s in samples if s.reason is None and "json" in s.values and "image" in s.values]
-    for sample, is_foreign in zip(both, foreign((s.values["json"], s.values["image"]) for s in both), strict=True):
-        if is_foreign:
+def _reject_foreign_images(samples: list[_Sample], digests_are_ours: bool) -> None:
+    digests_are_ours = digests_are_ours or any(s.verdict and s.verdict.fits for s in samples)
+    for sample in samples:
+        if sample.verdict and not sample.verdict.fits and (digests_are_ours or sample.verdict.is_certain):
             sample.reject(Reason.CHECKSUM, f"{sample.key}: the SHA-256 of the image is not that of its JSON")
 
 

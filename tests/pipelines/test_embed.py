@@ -22,6 +22,7 @@ from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import DifferencesError, RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.manifest import Asked, begin
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of, from_row, to_row
 from mmstream.schema import ShardRecord
@@ -170,6 +171,18 @@ def test_a_finished_set_is_left_alone_and_another_encoder_source_or_field_is_ref
         with pytest.raises(RefusedError, match=what):
             mm.embed(str(source), str(undisturbed), model=model, fields=fields)
     assert sorted(p for p in undisturbed.rglob("*") if p.is_file()) == files
+
+
+def test_checksums_given_later_count_for_shards_that_are_not_committed_yet(tmp_path: Path) -> None:
+    for shard in range(2):
+        (tmp_path / f"{shard}.tar").write_bytes(make_tar(f for i in range(3) for f in sample(3 * shard + i)))
+    dest = str(tmp_path / "emb")
+    begun = Asked(build_catalog(f"{tmp_path}/0.tar"), load_encoder("fake:8"))
+    begin(dest, begun, 1)  # and killed before its first commit
+    wrong = [{"url": f"{shard}.tar", "sha256": f"{shard}" * 64} for shard in range(2)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, wrong)))
+    with pytest.raises(UsageError, match=r"no shard gave a sample .*checksum"):
+        mm.embed(f"{tmp_path}/l.jsonl", dest, model="fake:8", append=True)
 
 
 def test_a_limit_takes_the_first_samples(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mmstream.errors import RefusedError
 from mmstream.pipelines.embed import encode_stage, tables_of
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import Shares, encode_shares, streaming_context
-from mmstream.pipelines.source import ShardSource, ShardTask, chunks_of, from_row, read_rows, to_row
+from mmstream.pipelines.source import ShardSource, ShardTask, chunks_of, from_row, num_rows, read_rows, to_row
 from mmstream.shards.catalog import build_catalog
 
 
@@ -137,6 +137,7 @@ def test_a_shard_that_is_not_its_checksum_gives_no_row(tasks: list[ShardTask]) -
     (chunk,) = chunks_of(wrong)
     assert chunk.damage and (chunk.damage.reason, chunk.damage.offset) == ("checksum", 0)
     assert (chunk.num_samples, chunk.end) == (0, True)
+    assert (num_rows(right), num_rows(wrong)) == (num_rows(tasks[3]), 0), "a limit is not spent on it"
     with pytest.raises(RefusedError, match="read before"):
         list(chunks_of(replace(wrong, skip=frozenset({0}))))
 

@@ -130,6 +130,16 @@ def test_a_checksum_is_compared_where_both_know_it(folder: Path) -> None:
         check_same(known, other, "emb")
 
 
+def test_checksums_that_are_given_later_are_taken_up(folder: Path) -> None:
+    stored = build_catalog(f"{folder}/b")
+    (folder / "l.jsonl").write_text(
+        '{"url": "b/00001.tar", "sha256": "' + "c" * 64 + '"}\n{"url": "b/00000.tar"}\n{"url": "a.tar"}\n'
+    )
+    grown = extend_catalog(stored, build_catalog(f"{folder}/l.jsonl"), "emb")
+    assert grown["sha256"].to_pylist() == [None, "c" * 64, None]
+    assert extend_catalog(grown, build_catalog(str(folder)), "emb").equals(grown), "and are kept"
+
+
 def served(folder: Path) -> http.server.ThreadingHTTPServer:
     handler = functools.partial(QuietHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

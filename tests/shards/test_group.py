@@ -16,6 +16,7 @@ from tars import File, Source, make_tar, special
 
 from mmstream.errors import Reason, Rejected
 from mmstream.shards.group import CHUNK, PAYLOADS, Chunk, count_rows, read_chunks, split_name
+from mmstream.shards.vouched import HEAD_ROWS
 
 SAMPLE_BYTES = 6 * 512  # of one `sample`: three members, each a header and a payload of one block
 
@@ -206,11 +207,11 @@ def test_skipping_chunks_changes_no_other(
 
 
 def test_the_payload_of_skipped_chunks_is_not_read() -> None:
-    data = make_tar([f for k in "abcdef" for f in sample(k, size=50_000)])
+    data = make_tar([f for k in "abcdefghijklmnopqrstuvwxyz" for f in sample(k, size=50_000)])
     source = Source(data)
-    chunks = list(read_chunks(source, 0, chunk_rows=2, skip=frozenset({0, 2})))
-    assert [c.table["key"].to_pylist() for c in chunks] == [["c", "d"]]
-    assert source.num_read < 2 * 50_000 + 4 * 50_000 / 10 + (1 << 16)
+    chunks = list(read_chunks(source, 0, chunk_rows=2, skip=frozenset(range(13)) - {6}))
+    assert [c.table["key"].to_pylist() for c in chunks] == [["m", "n"]]
+    assert source.num_read < (2 + HEAD_ROWS) * 50_000 + 26 * SAMPLE_BYTES + (1 << 16), "its own, and the head"
 
 
 @settings(max_examples=100, deadline=None)
@@ -245,16 +246,60 @@ def test_the_payload_of_what_is_not_selected_is_not_read() -> None:
     assert source.num_read < 50_000 + 6 * SAMPLE_BYTES + (1 << 17)
 
 
+def vouched(keys: str, *, swapped: str = "") -> bytes:
+    """A shard of samples whose JSON has the SHA-256 of the picture; the pictures of `swapped` are others."""
+    files: list[File] = []
+    for key in keys:
+        about = {"sha256": hashlib.sha256(key.encode()).hexdigest()}
+        picture = key.upper() if key in swapped else key
+        files += [(f"{key}.jpg", picture.encode()), (f"{key}.json", json.dumps(about).encode())]
+    return make_tar(files)
+
+
+def rejected(data: bytes, **options: Any) -> dict[str, str]:
+    return {r["key"]: r["reason"] for r in rows_of(data, **options) if r["reason"]}
+
+
 def test_a_picture_that_is_not_the_one_of_its_json_is_rejected() -> None:
-    about = [json.dumps({"sha256": hashlib.sha256(key.encode()).hexdigest()}).encode() for key in "abcd"]
-    files = [
-        f for key, a in zip("abcd", about, strict=True) for f in ((f"{key}.jpg", key.encode()), (f"{key}.json", a))
-    ]
-    assert reasons(list(files)) == dict.fromkeys("abcd")
-    files[4] = ("c.jpg", b"C")
-    assert reasons(list(files)) == {"a": None, "b": None, "c": "checksum", "d": None}
-    (row,) = [r for r in rows_of(make_tar(files)) if r["reason"]]
+    assert rejected(vouched("abcd")) == {}
+    assert rejected(vouched("abcd", swapped="c")) == {"c": "checksum"}
+    (row,) = [r for r in rows_of(vouched("abcd", swapped="c")) if r["reason"]]
     assert (row["image"], row["detail"]) == (None, "c: the SHA-256 of the image is not that of its JSON")
+    assert rejected(vouched("abcd", swapped="bcd")) == dict.fromkeys("bcd", "checksum"), "one that fits is enough"
+
+
+def test_digests_of_which_none_fits_are_of_something_else() -> None:
+    assert rejected(vouched("abcd", swapped="abcd")) == {}
+    assert rejected(vouched("a", swapped="a")) == {}
+
+
+def test_a_picture_alone_in_its_chunk_is_judged_by_the_shards_first_rows() -> None:
+    assert rejected(vouched("abcd", swapped="d"), chunk_rows=3) == {"d": "checksum"}
+    assert rejected(vouched("abcd", swapped="d"), chunk_rows=1) == {"d": "checksum"}
+    letters = "abcdefghijkl"
+    assert rejected(vouched(letters, swapped="abcdefghl"), chunk_rows=1) == {}, "a fit behind the head tells others not"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    swapped=st.sets(st.sampled_from("abcdefghijkl")),
+    chunk_rows=st.integers(1, 5),
+    skip=st.frozensets(st.integers(0, 11)),
+)
+def test_a_run_that_goes_on_judges_pictures_as_one_that_was_not_disturbed(
+    swapped: set[str], chunk_rows: int, skip: frozenset[int]
+) -> None:
+    data = vouched("abcdefghijkl", swapped="".join(swapped))
+    everything = list(read_chunks(Source(data), 0, chunk_rows=chunk_rows))
+    rest = list(read_chunks(Source(data), 0, chunk_rows=chunk_rows, skip=skip))
+    assert rest == [c for c in everything if c.number not in skip]
+
+
+def test_a_picture_is_judged_whatever_else_is_selected() -> None:
+    data = vouched("abcd", swapped="c")
+    assert rejected(data, columns=["image"]) == rejected(data, columns=["image", "text"]) == {"c": "checksum"}
+    assert not any(r["json"] for r in rows_of(data, columns=["image"]))
+    assert rejected(data, columns=["json"]) == {}, "what is not read is not judged"
 
 
 def test_rows_are_counted_without_reading_what_they_hold() -> None:

@@ -1,4 +1,4 @@
-"""Which digests are taken for the picture's, and which pictures are then not theirs."""
+"""What a digest in the JSON says of the picture beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmstream.shards.vouched import claimed_sha256, foreign
+from mmstream.shards.vouched import Verdict, verdict
 
 A, B = (hashlib.sha256(data).hexdigest() for data in (b"a", b"b"))
 
@@ -29,25 +29,18 @@ def about(**fields: Any) -> bytes:
     ],
 )
 def test_what_is_no_digest_of_this_picture_claims_nothing(fields: dict[str, Any]) -> None:
-    assert claimed_sha256(about(**fields)) is None
+    assert verdict(about(**fields), b"a") is None
 
 
 def test_a_digest_claims_the_picture_where_it_was_not_resized_or_the_original_has_its_own() -> None:
     size = {"width": 5, "height": 4}
-    assert claimed_sha256(about(sha256=A.upper())) == A
-    assert claimed_sha256(about(sha256=A, original_width=5, original_height=4, **size)) == A
-    assert claimed_sha256(about(sha256=A, original_width=9, original_height=9, original_sha256=B, **size)) == A
+    assert verdict(about(sha256=A.upper()), b"a") == Verdict(fits=True, is_certain=False)
+    assert verdict(about(sha256=A), b"b") == Verdict(fits=False, is_certain=False)
+    assert verdict(about(sha256=A, original_width=5, original_height=4, **size), b"b") == Verdict(False, False)
+    resized = about(sha256=A, original_width=9, original_height=9, original_sha256=B, **size)
+    assert verdict(resized, b"b") == Verdict(fits=False, is_certain=True)
 
 
 @pytest.mark.parametrize("raw", [b"", b'{"sha256": ', b'["sha256"]', b"[" * 100_000 + b'"sha256"'])
 def test_json_that_cannot_be_read_claims_nothing(raw: bytes) -> None:
-    assert claimed_sha256(raw) is None
-
-
-def test_digests_that_fit_nothing_are_of_something_else() -> None:
-    fits, differs, none = (about(sha256=A), b"a"), (about(sha256=A), b"b"), (b"{}", b"b")
-    assert foreign([fits, differs, none, fits]) == [False, True, False, False]
-    assert foreign([fits, differs]) == [False, True]
-    assert foreign([differs, none, fits, differs]) == [False] * 4  # as img2dataset's, of pictures that it encoded anew
-    assert foreign([differs]) == [False]
-    assert foreign([]) == []
+    assert verdict(raw, b"") is None
