@@ -41,6 +41,7 @@ class Fault:
 class FaultyServer:
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
     faults: deque[Fault] = field(default_factory=deque)  # for the GETs to come, in their order
+    refused: set[str] = field(default_factory=set)  # names that are answered with 403
     ranges: bool = True
     etags: Literal["strong", "weak", "none"] = "strong"
     conditions: bool = True  # If-Match is honoured
@@ -102,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, fault: Fault, *, with_body: bool) -> None:
         data = self.faulty.objects.get(self._name)
         wanted = self.headers.get("If-Match")
-        if data is None:
+        if self._name in self.faulty.refused:
+            self._end(403)
+        elif data is None:
             self._end(404)
         elif fault.kind == "status":
             self._end(fault.at)

@@ -2,9 +2,9 @@
 
 This shares with the writer only the files and the declared schema: names are taken apart here again, and every figure
 is counted anew from the objects, so that a mistake in the writer cannot hide itself. With `source` the tars are
-counted again too. Whatever lies in the set, torn, missing or a stranger's, is named and never ends the audit; of
-several generations of a record the highest valid one counts, and a damaged one above it is a difference.
-Shards are checked side by side, one chunk of each in memory.
+counted again too. Whatever lies in the set, torn, missing or a stranger's, is named and never ends the audit, nor
+does what the store does not give out. Of several generations of a record the highest valid one counts, and a damaged
+one above it is a difference. Shards are checked side by side, one chunk of each in memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
-from mmstream.embeddings.findings import Difference, Findings
+from mmstream.embeddings.findings import Difference, Findings, Unchecked
 from mmstream.embeddings.shard_check import Terms, check_shard
-from mmstream.errors import ExitCode, RefusedError, UsageError
+from mmstream.errors import ExitCode, RefusedError, UnreachableError, UsageError
 from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Sealed, ShardRecord
 from mmstream.storage.files import absolute, below, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
@@ -40,7 +41,17 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+class Counted(BaseModel):
+    """What was counted in the tars themselves."""
+
+    shards: int
+    samples: int
+
+
 class AuditReport(Report):
+    """`ok` is a set without differences all of which could be looked at. A difference is known and makes exit code 6;
+    where there is none, but something stayed `unchecked`, it is 5: ask again."""
+
     ok: bool
     finished: bool
     dest: str
@@ -48,17 +59,24 @@ class AuditReport(Report):
     rows: int
     rejects: dict[str, int]
     damaged: list[dict[str, Any]]
+    source: Counted | None  # where it was asked for
     differences: list[Difference]
+    unchecked: list[Unchecked]
     unknown: list[str]  # files that are no part of an embedding set; they do no harm
 
     @property
     def exit_code(self) -> ExitCode:
-        return ExitCode.DONE if self.ok else ExitCode.DIFFERENCES
+        if self.differences:
+            return ExitCode.DIFFERENCES
+        return ExitCode.UNREACHABLE if self.unchecked else ExitCode.DONE
 
     def title(self) -> str:
         if not self.finished:
             return "audit: this set is unfinished, the same embed command goes on with it"
-        return "audit: everything agrees" if self.ok else f"audit: {len(self.differences):,} differences"
+        if self.ok:
+            return "audit: everything agrees"
+        counts = {"differences": len(self.differences), "unchecked": len(self.unchecked)}
+        return "audit: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
@@ -68,9 +86,12 @@ class AuditReport(Report):
             shown.append(("damaged at the source", f"{where} ({d['url']})"))
         if self.unknown:
             shown.append(("unknown files", ", ".join(self.unknown)))
-        shown += [("difference", str(d)) for d in self.differences[:SHOWN_DIFFERENCES]]
-        if (more := len(self.differences) - SHOWN_DIFFERENCES) > 0:
-            shown.append(("and", f"{more:,} more differences; --json names all of them"))
+        if self.source:
+            shown.append(("in the source", f"{self.source.samples:,} samples counted in {self.source.shards:,} shards"))
+        for name, found in (("difference", self.differences), ("unchecked", self.unchecked)):
+            shown += [(name, str(one)) for one in found[:SHOWN_DIFFERENCES]]
+            if (more := len(found) - SHOWN_DIFFERENCES) > 0:
+                shown.append(("and", f"{more:,} more of these; --json names all of them"))
         return shown
 
 
@@ -79,7 +100,7 @@ def audit(dest: str, *, source: bool = False) -> AuditReport:
 
     Raises:
         UsageError: there is no embedding set.
-        UnreachableError: a store does not answer.
+        UnreachableError: it cannot be listed, or so much of it cannot be read that its store is down.
     """
     return _Audit(absolute(dest), source).run()
 
@@ -96,35 +117,46 @@ class _Audit:
     def run(self) -> AuditReport:
         self._list()
         manifest = self._manifest()
-        catalog = self._catalog(manifest) if manifest else {}
+        catalog = self._catalog(manifest) if manifest else None
         terms = Terms(self.root, manifest, self.source)
-        shards = sorted({*catalog, *self.folded, *self.begun})
+        shards = sorted({*(catalog or {}), *self.folded, *self.begun})
         with Progress("audit", len(shards), "shards", rate_of="rows") as progress:
-            for findings in _in_order(lambda shard: self._check(shard, catalog.get(shard), terms), shards):
+            for findings in _in_order(lambda shard: self._check(shard, catalog, terms), shards):
                 self.found.add(findings)
                 progress.update(progress.done + 1, rows=self.found.num_rows, differences=len(self.found.differences))
-        if manifest:
+        if manifest and not self.found.unchecked:
             self._check_totals(manifest)
-        finished = manifest is None or manifest.finished
+        counted = Counted(shards=self.found.num_source_shards, samples=self.found.num_source_samples)
         return AuditReport(
-            ok=not self.found.differences,
-            finished=finished,
+            ok=not (self.found.differences or self.found.unchecked),
+            finished=manifest is None or manifest.finished,
             dest=self.root,
             shards=self.found.num_shards,
             rows=self.found.num_rows,
             rejects=dict(sorted(self.found.rejects.items())),
             damaged=self.found.damaged,
+            source=counted if self.source else None,
             differences=self.found.differences,
+            unchecked=self.found.unchecked,
             unknown=self.unknown,
-            next=self._next(finished),
+            next=[shlex.join(["mmstream", *command]) for command in self._next(manifest)],
         )
 
-    def _next(self, finished: bool) -> list[str]:
+    def _next(self, manifest: Manifest | None) -> list[list[str]]:
+        if manifest and not manifest.finished:
+            return [self._to_go_on(manifest)]
         if self.found.differences:
             replay = self.source and (self.found.damaged or self.found.rejects)  # for sources that were mended
-            commands = [["repair", self.root], *([["rejects", self.root, "--replay"]] if replay else [])]
-            return [shlex.join(["mmstream", *command]) for command in commands] if finished else []
-        return [shlex.join(["mmstream", "index", "build", self.root, f"{self.root}-index"])]
+            return [["repair", self.root], *([["rejects", self.root, "--replay"]] if replay else [])]
+        if self.found.unchecked:
+            return [["audit", self.root, *(["--source"] if self.source else [])]]
+        return [["index", "build", self.root, f"{self.root}-index"]]
+
+    def _to_go_on(self, manifest: Manifest) -> list[str]:
+        """The embed that finishes the set: its frozen catalog stands for the sources that it was begun with."""
+        options = [word for field in manifest.fields for word in ("--field", field)]
+        options += ["--limit", str(manifest.limit)] if manifest.limit is not None else []
+        return ["embed", join(self.root, manifest.catalog), self.root, "--model", manifest.encoder, *options]
 
     def _list(self) -> None:
         for file in list_files(self.root):
@@ -141,40 +173,51 @@ class _Audit:
             raise UsageError(f"{self.root}: no embedding set is there. Make one with `mmstream embed SRC {self.root}`.")
 
     def _manifest(self) -> Manifest | None:
-        manifest = _highest_valid(Manifest, self.manifests, self.found)
+        try:
+            manifest = _highest_valid(Manifest, self.manifests, self.found)
+        except UnreachableError as e:
+            self.found.cannot_read("manifest", e)
+            return None
         if manifest is None:
             self.found.differ("manifests", "a valid one", f"none of {len(self.manifests)}")
         elif not manifest.finished:
             self.found.differ("manifest", "finished", "unfinished")
         return manifest
 
-    def _catalog(self, manifest: Manifest) -> dict[int, dict[str, Any]]:
-        """Its rows by shard; none where it cannot be gone by."""
+    def _catalog(self, manifest: Manifest) -> dict[int, dict[str, Any]] | None:
+        """Its rows by shard; None where it cannot be gone by."""
         if not re.fullmatch(r"catalog/[0-9]+\.parquet", manifest.catalog):
             self.found.differ("path of the catalog", "catalog/….parquet", manifest.catalog)
-            return {}
+            return None
         try:
             data = read_bytes(join(self.root, manifest.catalog))
         except UsageError:
             self.found.differ(f"catalog {manifest.catalog}", "there", "missing")
-            return {}
+            return None
+        except UnreachableError as e:
+            self.found.cannot_read(f"catalog {manifest.catalog}", e)
+            return None
         if (found := hashlib.sha256(data).hexdigest()) != manifest.catalog_sha256:
             self.found.differ(f"SHA-256 of {manifest.catalog}", manifest.catalog_sha256, found)
-            return {}
+            return None
         try:
             catalog = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as e:
             self.found.differ(f"catalog {manifest.catalog}", "Parquet", e)
-            return {}
+            return None
         if catalog.schema.names != CATALOG.names or catalog["shard"].to_pylist() != list(range(catalog.num_rows)):
             self.found.differ(f"catalog {manifest.catalog}", f"{CATALOG.names}, shards from 0 on", catalog.schema.names)
-            return {}
+            return None
         return dict(enumerate(catalog.to_pylist()))
 
-    def _check(self, shard: int, entry: dict[str, Any] | None, terms: Terms) -> Findings:
-        found = Findings(shard)
-        record = self._record(shard, (entry["bytes"], entry["etag"]) if entry else None, found)
-        if terms.manifest and entry is None:
+    def _check(self, shard: int, catalog: dict[int, dict[str, Any]] | None, terms: Terms) -> Findings:
+        found, entry = Findings(shard), (catalog or {}).get(shard)
+        try:
+            record = self._record(shard, (entry["bytes"], entry["etag"]) if entry else None, found)
+        except UnreachableError as e:
+            found.cannot_read("records", e)
+            return found
+        if catalog is not None and entry is None:
             found.differ("shard of a record", "in the catalog", "not there")
         if record is not None:
             found.add(check_shard(terms, record, shard, entry))
@@ -184,14 +227,20 @@ class _Audit:
         """The record that counts: the newest folded one; where it is damaged or of another source, what the records of
         the chunks make; where these have gaps, an older folded one; and at worst whatever there is."""
         folded = self.folded.get(shard, {})
-        newest = max(folded, default=0)
-        if record := _highest_valid(ShardRecord, {g: u for g, u in folded.items() if g == newest}, found, source):
-            return record
+        newest, is_unread = max(folded, default=0), False
+        try:
+            if record := _highest_valid(ShardRecord, {g: u for g, u in folded.items() if g == newest}, found, source):
+                return record
+        except UnreachableError as e:
+            found.cannot_read("record of the shard", e)
+            is_unread = True
         of_chunks = self._of_chunks(shard, source, found)
         if not folded:
             found.differ("record of the shard", "one", "none")
         if of_chunks and of_chunks.chunks[-1].end and of_chunks.chunks[-1].chunk == len(of_chunks.chunks) - 1:
             return of_chunks
+        if is_unread:
+            return None  # what is below it may have been replaced
         unnamed = Findings()  # what is below the newest has been replaced: no difference, whatever became of it
         older = _highest_valid(ShardRecord, folded, unnamed, source) or _highest_valid(ShardRecord, folded, unnamed)
         return older or of_chunks

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from mmstream.embeddings.findings import Findings
 from mmstream.embeddings.source_check import SourceCheck
-from mmstream.errors import UsageError
+from mmstream.errors import UnreachableError, UsageError
 from mmstream.schema import REJECT, ChunkRecord, Damage, Manifest, ShardRecord, StoredObject, embedding_schema
 from mmstream.storage.files import join, read_bytes
 
@@ -47,7 +47,7 @@ def check_shard(terms: Terms, record: ShardRecord, shard: int, entry: Mapping[st
     """Checks the record that lies under the number `shard`; `entry` is the shard's row of the catalog, if it has one.
 
     Raises:
-        UnreachableError: a store does not answer.
+        UnreachableError: a store does not answer at all, see `Findings.cannot_read`.
     """
     return _ShardCheck(terms, record, shard, entry).run()
 
@@ -64,7 +64,10 @@ class _ShardCheck:
                 if not self._check_place(chunk, number, next_row):
                     continue
                 self._check_origin(chunk)
-                self._check_content(chunk, source)
+                try:
+                    self._check_content(chunk, source)
+                except UnreachableError as e:
+                    self.findings.cannot_read("objects", e, number)
                 next_row = chunk.first_row + chunk.num_samples
                 self.findings.num_samples += chunk.num_samples
             if source:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmstream.embeddings.findings import Findings
 from mmstream.embeddings.recount import Recount, Row
-from mmstream.errors import Reason, Rejected, UsageError
+from mmstream.errors import Reason, Rejected, UnreachableError, UsageError
 from mmstream.schema import ChunkRecord, Damage
 from mmstream.storage.files import info, is_local, read_bytes
 from mmstream.storage.ranges import BLOCK_BYTES, RangeReader
@@ -28,7 +28,8 @@ class SourceCheck:
     Args:
         entry: the shard's row of the catalog.
         damage: what the set says of the shard.
-        findings: where differences go; expected is what the source says, found is what the set says.
+        findings: where differences go (expected is what the source says, found is what the set says), and what was
+            counted.
     """
 
     def __init__(self, entry: Mapping[str, Any], damage: Damage | None, findings: Findings) -> None:
@@ -39,13 +40,15 @@ class SourceCheck:
         self._stack = ExitStack()
 
     def __enter__(self) -> SourceCheck:
-        if (url := self._readable()) is not None:
-            block = LOCAL_BLOCK_BYTES if is_local(url) else BLOCK_BYTES
-            try:
+        try:
+            if (url := self._readable()) is not None:
+                block = LOCAL_BLOCK_BYTES if is_local(url) else BLOCK_BYTES
                 self._walk = Recount(self._stack.enter_context(RangeReader(url, block_bytes=block)))
                 self._rows = iter(self._walk)
-            except Rejected as e:
-                self._findings.differ("source", "there", e.detail)
+        except Rejected as e:
+            self._findings.differ("source", "there", e.detail)
+        except UnreachableError as e:
+            self._findings.cannot_read("source", e)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,8 +107,12 @@ class SourceCheck:
         max_rows = self._entry.get("max_rows")
         while self._take(512 if max_rows is None else min(512, max_rows - self._row)):
             pass
+        if self._rows is None:
+            return  # it went away meanwhile
+        self._findings.num_source_shards += 1
+        self._findings.num_source_samples += self._row
         if self._row != num_samples:
-            self._findings.differ("samples in the source", self._row, num_samples)
+            self._findings.differ("samples of the source in the set", self._row, num_samples)
         found, expected = self._damage, self._walk.damage
         is_cut_short = max_rows is not None and self._row >= max_rows  # what lies behind the limit decides nothing
         if (found.offset if found else None) != (expected.offset if expected else None) and not (
@@ -123,6 +130,9 @@ class SourceCheck:
         except Rejected as e:
             self._findings.differ("source", "there", e.detail)
             self._rows = None
+        except UnreachableError as e:
+            self._findings.cannot_read("source", e)
+            self._rows = None
         self._row += len(taken)
         return taken
 
@@ -133,6 +143,9 @@ class SourceCheck:
             successes = json.loads(read_bytes(self._entry["url"].removesuffix(".tar") + "_stats.json"))["successes"]
         except (UsageError, ValueError, KeyError, TypeError, RecursionError):
             return  # none is there, or none that says anything
+        except UnreachableError as e:
+            self._findings.cannot_read("the _stats.json beside the shard", e)
+            return
         if not isinstance(successes, int):
             return
         if num_samples > successes or (self._damage is None and num_samples < successes):
