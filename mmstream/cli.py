@@ -131,7 +131,9 @@ def _kept(text: str) -> str:
 def _fail(message: str, code: ExitCode, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": message, "exit_code": int(code)}))
-    print(f"mmstream: {message}", file=sys.stderr)
+    from mmstream.telemetry import short_hashes
+
+    print(f"mmstream: {short_hashes(message)}", file=sys.stderr)
     return int(code)
 
 

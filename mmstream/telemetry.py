@@ -6,6 +6,7 @@ that print well, convert to plain JSON and end with the next command to type.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Generator, Mapping
@@ -22,6 +23,8 @@ from rich.table import Table
 
 LINE_EVERY_SECONDS = 10.0
 
+_SHA256 = re.compile(r"(?<![\w/.-])((?:sha256:)?[0-9a-f]{12})[0-9a-f]{52}(?![\w/.-]*\w)")  # but as a part of a path
+
 _quiet = False
 
 
@@ -33,6 +36,17 @@ def set_quiet(quiet: bool) -> None:
 
 def stderr() -> Console:
     return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Tells a person who waits what goes on, unless they asked for quiet."""
+    if not _quiet:
+        stderr().print(f"[dim]{text}[/]")
+
+
+def short_hashes(text: str) -> str:
+    """SHA-256 sums cut to their first 12 digits, for a person; JSON has the whole."""
+    return _SHA256.sub(r"\1…", text)
 
 
 class Progress:
@@ -187,6 +201,6 @@ class Report(BaseModel):
 
     def __str__(self) -> str:
         width = max((len(k) for k, _ in self.lines()), default=0)
-        body = [f"  {k:<{width}}  {v}" for k, v in self.lines()]
+        body = [f"  {k:<{width}}  {short_hashes(v)}" for k, v in self.lines()]
         after = ["", "next:", *(f"  {command}" for command in self.next)] if self.next else []
         return "\n".join([self.title(), *body, *after])

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from embedding_sets import embed_here
 from tars import make_tar
 
 from mmstream.cli import _run
 from mmstream.errors import ExitCode
+from mmstream.schema import Manifest
 
 VERBS = ["demo", "doctor", "inspect", "embed", "audit", "repair", "gc", "rejects", "export", "train", "eval", "search"]
 
@@ -98,6 +100,20 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["exit_code"] == code
+
+
+def test_a_refusal_shows_a_person_the_first_digits_of_a_fingerprint_and_a_program_all(
+    tar: Path, tmp_path: Path
+) -> None:
+    emb = embed_here(tar, tmp_path / "emb")
+    path = Path(emb) / "manifest/000001.json"
+    manifest = Manifest.from_bytes(path.read_bytes())
+    path.write_bytes(manifest.model_copy(update={"chunk_rows": 512, "chunk_bytes": 32 << 20}).to_bytes())
+    done = run("embed", str(tar), emb, "--model", "fake:9", "--json")
+    assert done.returncode == 3
+    assert manifest.fingerprint in json.loads(done.stdout)["error"]
+    assert f"fingerprint differs: the set was begun with {manifest.fingerprint[:19]}… (fake:8)" in done.stderr
+    assert manifest.fingerprint not in done.stderr
 
 
 def test_a_store_that_does_not_answer_is_exit_5(tmp_path: Path) -> None:

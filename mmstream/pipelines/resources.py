@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mmstream.errors import MmstreamError, UnreachableError, UsageError
-from mmstream.telemetry import stderr
+from mmstream.telemetry import say
 
 LOGICAL_CPUS = 4
 OBJECT_STORE_BYTES = 1 << 30
@@ -66,7 +66,7 @@ def start_ray() -> None:
                 "Check the address and RAY_AUTH_MODE=token, or unset RAY_ADDRESS to run on this machine."
             ) from e
         return
-    stderr().print("[dim]starting a local Ray (a few seconds) …[/]")
+    say("starting a local Ray (a few seconds) …")
     with _held_back_stderr():
         ray.init(
             address="local",
