@@ -14,14 +14,17 @@ put together on disk, so memory is a few chunks whatever the set's size.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import operator
+import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,6 +46,7 @@ RECORD = "export.json"
 
 _FOLDERS = {"image": "img_emb", "text": "text_emb"}
 _PART = re.compile(r"/((img_emb|text_emb|metadata)/\2_[0-9]+\.(npy|parquet))$")
+_WORK = ".export-"  # folders in which parts are put together
 _GROUP_ROWS = 1 << 16  # of one Parquet row group
 _HEADER_BYTES = 128  # of a .npy file of two dimensions
 
@@ -109,11 +113,42 @@ def export(
 
 @contextmanager
 def _work_folder(out: str) -> Generator[Path]:
-    """On the disk of `out` where that is one, so that a part that is whole is moved there and not copied."""
-    if is_local(out):
-        Path(out).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out if is_local(out) else None) as folder:
-        yield Path(folder)
+    """On the disk of `out` where that is one, so that a part that is whole is moved there and not copied.
+
+    It is locked as long as its export lives; folders that no export holds any more are those of killed ones, and go.
+    """
+    where = Path(out) if is_local(out) else Path(tempfile.gettempdir())
+    where.mkdir(parents=True, exist_ok=True)
+    for left in where.glob(f"{_WORK}*"):
+        _remove_unless_held(left)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_WORK, dir=where) as folder, ExitStack() as stack:
+            if _hold(Path(folder), stack) is not False:
+                yield Path(folder)
+                return
+
+
+def _remove_unless_held(folder: Path) -> None:
+    with ExitStack() as stack:
+        if _hold(folder, stack):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold(folder: Path, stack: ExitStack) -> bool | None:
+    """Holds the folder until the stack or the process ends. False where another does, or it is gone or a stranger's;
+    None where its file system knows no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return folder.exists()  # whoever held it before may have removed it
 
 
 def _modalities(emb: EmbeddingSet, of: str | None) -> list[str]:

@@ -20,7 +20,7 @@ import pytest
 from conftest import S3
 from embedding_sets import write_set
 
-from mmstream.embeddings.export import export
+from mmstream.embeddings.export import _work_folder, export
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import RefusedError, UsageError
 from mmstream.storage.files import read_bytes
@@ -170,9 +170,18 @@ def test_a_killed_export_does_not_look_finished_and_the_same_command_finishes_it
     process.wait()
     assert 0 < len(parts(out, "img_emb")) < 200
     assert not (out / "export.json").exists()
+    assert len(list(out.glob(".export-*"))) == 1
     report = export(emb, str(out), rows_per_file=3)
+    assert sorted(p.name for p in out.iterdir()) == ["export.json", "img_emb", "metadata", "text_emb"]
     assert (report.rows, report.parts) == (len(COMPLETE), 195)
     assert len(parts(out, "text_emb")) == 195
+
+
+def test_the_folder_of_an_export_at_work_is_left_to_it(emb: str, tmp_path: Path) -> None:
+    with _work_folder(str(tmp_path)) as folder:
+        export(emb, str(tmp_path), rows_per_file=200)
+        assert list(tmp_path.glob(".export-*")) == [folder]
+    assert list(tmp_path.glob(".export-*")) == []
 
 
 def test_an_export_goes_to_object_storage(emb: str, s3: S3) -> None:
