@@ -5,10 +5,12 @@ No Ray and no model: a look before a job, in seconds, whatever the number of sha
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mmstream.encoders.build import DEFAULT_SPEC
 from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.media.image import decode
 from mmstream.pipelines.read import shard_tasks
@@ -35,6 +37,7 @@ class InspectReport(Report):
     reasons: dict[str, int]
     damaged: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    catalog: str | None  # the file that was written
 
     def title(self) -> str:
         return f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB"
@@ -48,6 +51,8 @@ class InspectReport(Report):
             shown.append(("bad", ", ".join(f"{reason} {n:,}" for reason, n in self.reasons.items())))
         shown += [("damaged", f"{d['url']}: {d['reason']} at byte {d['offset']:,}") for d in self.damaged]
         shown += [(s["key"], s["text"] or f"({s['reason'] or 'no text'})") for s in self.samples]
+        if self.catalog:
+            shown.append(("catalog", f"written to {self.catalog}: a source that stands for these very shards"))
         return shown
 
 
@@ -99,7 +104,10 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
         reasons=dict(sorted(reasons.items())),
         damaged=damaged,
         samples=shown[:SHOW_SAMPLES],
-        next=[f"mmstream embed {' '.join(_quoted(s) for s in src)} DEST --model hf:openai/clip-vit-base-patch32"],
+        catalog=catalog_to,
+        next=[
+            shlex.join(["mmstream", "embed", *([catalog_to] if catalog_to else src), "DEST", "--model", DEFAULT_SPEC])
+        ],
     )
 
 
@@ -123,7 +131,3 @@ def _size(image: bytes | None) -> str | None:
     except Rejected as e:
         return str(e.reason)
     return f"{picture.width}×{picture.height}"
-
-
-def _quoted(pattern: str) -> str:
-    return f"'{pattern}'" if any(c in pattern for c in "*?[{ ") else pattern

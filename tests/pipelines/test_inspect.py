@@ -26,6 +26,8 @@ def test_a_frozen_catalog_notices_the_flip_of_one_bit_that_nothing_else_tells(fo
     frozen = f"{folder}/frozen.parquet"
     report = inspect(str(folder), catalog_to=frozen, checksums=True)
     assert (report.shards, report.samples_seen) == (2, 2)
+    assert f"written to {frozen}" in str(report)
+    assert report.next == [f"mmstream embed {frozen} DEST --model hf:openai/clip-vit-base-patch32"]
     path, before = folder / "a.tar", (folder / "a.tar").stat()
     data = bytearray(path.read_bytes())
     data[514] ^= 1  # in a payload
