@@ -30,7 +30,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz; resampling from further away would ta
 MAX_AMPLITUDE = 1e6  # full scale is 1, some store 16-bit values as floats; what is louder is no sound
 FORMATS = ("WAV", "FLAC", "OGG", "MP3")
 _BLOCK_VALUES = 1 << 20  # decoded at a time
-_BLOCK_FRAMES = 2048  # of a spectrogram, transformed at a time: 16 MB at n_fft 1024
+_BLOCK_FRAMES = 128  # of a spectrogram, transformed at a time: they stay in the cache
 
 _MAGIC = (
     (b"fLaC", "FLAC"),
