@@ -73,7 +73,7 @@ _MAGIC = (
     (b"\xd7\xcd\xc6\x9a", "WMF"),
     (b"\x8aMNG", "MNG"),
 )
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _TRANSPOSED = {  # EXIF orientation → how to set the picture upright
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -167,7 +167,7 @@ def sniff(data: bytes) -> str | None:
         return "WEBP"
     if data[4:8] == b"ftyp":
         brand = data[8:12]
-        return "HEIF" if brand in _HEIF_BRANDS else "AVIF" if brand in (b"avif", b"avis") else "ISO media"
+        return "HEIF" if brand in HEIF_BRANDS else "AVIF" if brand in (b"avif", b"avis") else "ISO media"
     if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3] in b" \t\r\n" and len(data) > 3:
         return "PNM"
     if data[128:132] == b"DICM":
