@@ -82,6 +82,7 @@ class Reason(StrEnum):
     VIDEO = "video"
     CAPTION = "caption"
     METADATA = "metadata"
+    FILTERED = "filtered"
     BAD_EMBEDDING = "bad_embedding"
 
 

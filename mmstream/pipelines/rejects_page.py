@@ -58,7 +58,8 @@ _MEANING = {
     "audio": "the sound cannot be decoded",
     "video": "the video cannot be decoded",
     "caption": "the caption is no text, or far too long",
-    "metadata": "the JSON does not parse",
+    "metadata": "the JSON does not parse, or a field of it is no number",
+    "filtered": "a filter of the run does not want it",
     "bad_embedding": "the model gave a vector that is not finite",
 }
 
