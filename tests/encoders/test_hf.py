@@ -9,13 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
-from small_models import save_clip, save_siglip
-from transformers import CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast, SiglipImageProcessor, SiglipModel
+from small_models import save_bert, save_clip, save_dinov2, save_siglip, save_vit
+from transformers import (
+    AutoModel,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    ViTImageProcessorPil,
+)
 
 from mmstream.encoders.build import load_encoder
-from mmstream.encoders.hf import HfEncoder
 from mmstream.errors import UnreachableError, UsageError
 from mmstream.storage.files import write_bytes
 
@@ -53,7 +62,9 @@ def cosines(a: np.ndarray, b: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family)
-    model, processor = (CLIPModel, CLIPImageProcessor) if family == "clip" else (SiglipModel, SiglipImageProcessor)
+    model, processor = (
+        (CLIPModel, CLIPImageProcessorPil) if family == "clip" else (SiglipModel, SiglipImageProcessorPil)
+    )
     reference = model.from_pretrained(folder).eval()
     images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
     pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
@@ -70,8 +81,85 @@ def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.Fix
     assert encoder.dimension == image.shape[1] == text.shape[1]
 
 
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_picture_vectors_are_the_class_token_of_the_librarys_own_forward(family: str, tmp_path: Path) -> None:
+    folder, processor = {
+        "vit": (save_vit(tmp_path), ViTImageProcessorPil),
+        "dinov2": (save_dinov2(tmp_path), BitImageProcessorPil),
+    }[family]
+    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
+    pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        states = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels).last_hidden_state
+    encoder = load_encoder(f"hf:{folder}")
+    assert encoder.modalities == ("image",)
+    wanted = torch.nn.functional.normalize(states[:, 0], dim=-1).numpy()
+    assert np.abs(encoder.encode_image(pictures()) - wanted).max() <= 1e-5
+    with pytest.raises(UsageError, match="gives image vectors, not text"):
+        encoder.encode_text(["a map"])
+
+
+@pytest.mark.parametrize("pooling", [None, "mean", "cls", "max"])
+def test_text_is_pooled_as_the_models_own_modules_say(pooling: str | None, tmp_path: Path) -> None:
+    folder = save_bert(tmp_path, pooling)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    encoder = load_encoder(f"hf:{folder}")
+    for text, found in zip(TEXTS, encoder.encode_text(TEXTS), strict=True):
+        tokens = tokenizer(text, truncation=True, max_length=100 if pooling else 128, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state[0]
+        wanted = {"cls": states[0], "max": states.amax(0)}.get(pooling or "mean", states.mean(0))
+        assert np.abs(found - torch.nn.functional.normalize(wanted, dim=-1).numpy()).max() <= 1e-5
+
+
+def test_a_text_vector_depends_neither_on_its_neighbours_nor_on_their_length(tmp_path: Path) -> None:
+    encoder = load_encoder(f"hf:{save_bert(tmp_path)}")
+    together = encoder.encode_text(TEXTS * 20)
+    assert np.array_equal(together[-4:], np.concatenate([encoder.encode_text([t]) for t in TEXTS]))
+
+
+def test_other_pooling_is_another_fingerprint_and_unknown_pooling_is_refused(tmp_path: Path) -> None:
+    made = [save_bert(folder(tmp_path / str(p)), p) for p in ("mean", "cls", None)]
+    assert len({load_encoder(f"hf:{f}").fingerprint for f in made}) == 3
+    edit(made[0] / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_lasttoken=True)
+    with pytest.raises(UsageError, match="pools by pooling_mode_lasttoken"):
+        load_encoder(f"hf:{made[0]}")
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_a_checkpoint_without_all_weights_is_refused_and_not_filled_with_random_numbers(tmp_path: Path) -> None:
+    save_vit(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights.pop(next(name for name in weights if "layernorm" in name))
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match="weights of the model are in none of its files"):
+        load_encoder(f"hf:{tmp_path}")
+
+
+def test_a_sentence_model_on_s3_keeps_the_files_of_its_subfolders(
+    s3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMSTREAM_CACHE", str(tmp_path / "cache"))
+    local, url = save_bert(folder(tmp_path / "bert"), "cls"), s3.bucket("sentences") + "/bert"
+    for file in local.rglob("*.*"):
+        write_bytes(f"{url}/{file.relative_to(local)}", file.read_bytes())
+    assert load_encoder(f"hf:{url}").fingerprint == load_encoder(f"hf:{local}").fingerprint
+
+
+def test_real_sentences_that_mean_the_same_are_near(shared_models: Path) -> None:
+    encoder = load_encoder(f"hf:{shared_models / 'minilm'}")
+    z = encoder.encode_text(["a cat sits on a mat", "a kitten is on the rug", "stock markets fell today"])
+    assert encoder.dimension == 384
+    assert z[0] @ z[1] > 0.55 and z[0] @ z[2] < 0.15
+
+
 def test_vectors_are_of_unit_length_and_do_not_depend_on_their_neighbours(clip: Path) -> None:
-    encoder = HfEncoder(f"hf:{clip}")
+    encoder = load_encoder(f"hf:{clip}")
     together = encoder.encode_text(TEXTS * 20)
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     alone = np.concatenate([encoder.encode_text([t]) for t in TEXTS])
