@@ -47,10 +47,11 @@ def from_hub(spec: str, repo: str, patterns: Sequence[str] = FILES) -> Path:
     except RepositoryNotFoundError as e:
         raise UsageError(f"{spec}: the hub has no such model (or it is private). Check the name.") from e
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        family = spec.partition(":")[0]
+        family, _, rest = spec.partition(":")
+        where = "/path/to/folder" if family == "hf" else f"{rest.partition('/')[0]}//path/to/folder"
         raise UnreachableError(
             f"{spec}: the model hub cannot be reached and no copy is cached. Download the model's folder "
-            f"elsewhere and give it as --model {family}:/path/to/folder (config.json, *.safetensors, tokenizer files)."
+            f"elsewhere and give it as --model {family}:{where} (config.json, *.safetensors, tokenizer files)."
         ) from e
 
 

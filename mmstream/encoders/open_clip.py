@@ -7,6 +7,9 @@ and tokenizer are the library's for that model, the preprocessing on Pillow. Nee
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +47,8 @@ class OpenClipEncoder(Encoder):
         self._on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.cuda.get_device_name() if self._on.type == "cuda" else "cpu"
         self.micro_batch = 256 if self._on.type == "cuda" else 32
-        module = library.create_model(architecture, pretrained=None, precision="fp32", pretrained_hf=False)
+        with _without_warnings():  # of random weights, which are replaced at once
+            module = library.create_model(architecture, pretrained=None, precision="fp32", pretrained_hf=False)
         try:
             module.load_state_dict(safetensors.torch.load_file(file))
         except (RuntimeError, safetensors.SafetensorError) as e:
@@ -81,6 +85,17 @@ class OpenClipEncoder(Encoder):
     @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
         return self.module.encode_text(to_device(tokens["tokens"], self._on)).float().cpu().numpy()
+
+
+@contextmanager
+def _without_warnings() -> Generator[None]:
+    """The library logs by way of the root logger, which is not ours to set."""
+    root, drop = logging.getLogger(), lambda record: record.levelno > logging.WARNING
+    root.addFilter(drop)
+    try:
+        yield
+    finally:
+        root.removeFilter(drop)
 
 
 def _local(source: str) -> str | None:

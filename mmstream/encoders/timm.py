@@ -92,7 +92,9 @@ def vision_library(name: str, spec: str) -> ModuleType:
         UsageError: it is not installed, or the torchvision that it needs does not load.
     """
     import importlib
+    import logging
 
+    logging.getLogger(name).setLevel(logging.ERROR)  # timm warns of the classifier that is left out on purpose
     try:
         return importlib.import_module(name)
     except ImportError as e:

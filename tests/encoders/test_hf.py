@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from samples import photographs
 from small_models import save_bert, save_clip, save_dinov2, save_siglip, save_vit
 from transformers import (
     AutoModel,
@@ -41,19 +42,6 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_siglip(tmp_path_factory.mktemp("siglip"))
 
 
-def pictures() -> list[bytes]:
-    """Photograph-like noise in several shapes and formats; fewer than a micro-batch."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i, (width, height) in enumerate([(90, 70), (64, 64), (40, 120), (300, 200), (33, 65)]):
-        coarse = rng.integers(0, 256, (5, 7, 3), np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "PNG" if i % 2 else "JPEG", quality=95)
-        made.append(out.getvalue())
-    return made
-
-
 def cosines(a: np.ndarray, b: torch.Tensor) -> np.ndarray:
     b = torch.nn.functional.normalize(b, dim=-1).numpy()
     return (a * b).sum(1)
@@ -66,7 +54,7 @@ def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.Fix
         (CLIPModel, CLIPImageProcessorPil) if family == "clip" else (SiglipModel, SiglipImageProcessorPil)
     )
     reference = model.from_pretrained(folder).eval()
-    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
+    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in photographs()]
     pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     length = 77 if family == "clip" else 64
@@ -76,7 +64,7 @@ def test_vectors_equal_the_librarys_own_forward(family: str, request: pytest.Fix
         image = reference.get_image_features(pixel_values=pixels).pooler_output
         text = reference.get_text_features(**tokens).pooler_output
     encoder = load_encoder(f"hf:{folder}")
-    assert cosines(encoder.encode_image(pictures()), image).min() >= 0.9999
+    assert cosines(encoder.encode_image(photographs()), image).min() >= 0.9999
     assert cosines(encoder.encode_text(TEXTS), text).min() >= 0.99999
     assert encoder.dimension == image.shape[1] == text.shape[1]
 
@@ -87,14 +75,14 @@ def test_picture_vectors_are_the_class_token_of_the_librarys_own_forward(family:
         "vit": (save_vit(tmp_path), ViTImageProcessorPil),
         "dinov2": (save_dinov2(tmp_path), BitImageProcessorPil),
     }[family]
-    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in pictures()]
+    images = [Image.open(io.BytesIO(p)).convert("RGB") for p in photographs()]
     pixels = processor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         states = AutoModel.from_pretrained(folder).eval()(pixel_values=pixels).last_hidden_state
     encoder = load_encoder(f"hf:{folder}")
     assert encoder.modalities == ("image",)
     wanted = torch.nn.functional.normalize(states[:, 0], dim=-1).numpy()
-    assert np.abs(encoder.encode_image(pictures()) - wanted).max() <= 1e-5
+    assert np.abs(encoder.encode_image(photographs()) - wanted).max() <= 1e-5
     with pytest.raises(UsageError, match="gives image vectors, not text"):
         encoder.encode_text(["a map"])
 
