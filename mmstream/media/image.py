@@ -36,7 +36,7 @@ from mmstream.errors import Reason, Rejected
 
 MAX_PIXELS = 50_000_000
 _BAND_PIXELS = 1 << 20  # converted at a time
-_STRIP = 8  # length : breadth from which a picture is a strip
+_WHOLE_PIXELS = 1 << 24  # what is resized as a whole before it is cropped; of a longer strip just the crop is
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ALGORITHMS: dict[str, Image.Resampling] = {f.name.lower(): f for f in Image.Resampling}
 
@@ -189,8 +189,8 @@ def resize(
     truncated to whole pixels. `crop` is the (height, width) cut from the centre afterwards; where the picture is
     smaller than that, black fills the rest. An odd margin is halved downwards, as transformers does (`centre` is
     "floor"), or to the even side, as torchvision does, and with it timm and open_clip ("even"). The same bytes as
-    their own processors give on Pillow, but for strips of more than 1 : 8: there only what the crop shows is computed,
-    or a long edge would grow to gigabytes.
+    their own processors give on Pillow, but for strips that would grow over 16 million pixels: there only what the crop
+    shows is computed, or a long edge would grow to gigabytes.
 
     Raises:
         Rejected: `too_many_pixels`, where there is no crop and a strip would become larger than `MAX_PIXELS`.
@@ -204,7 +204,7 @@ def resize(
     top, bottom = _visible(new_height, crop_height, centre)
     left, right = _visible(new_width, crop_width, centre)
     image, filter_ = Image.fromarray(rgb), ALGORITHMS[algorithm]
-    if max(new_height, new_width) <= _STRIP * min(new_height, new_width):
+    if new_height * new_width <= _WHOLE_PIXELS:
         pixels = np.asarray(image.resize((new_width, new_height), filter_))[top:bottom, left:right]
     else:  # Pillow may take the passes in another order here and round in between: not the same bytes
         y, x = height / new_height, width / new_width

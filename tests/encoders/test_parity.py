@@ -1,4 +1,4 @@
-"""Preprocessing against each family's own, at the sizes that are published, on real and on odd pictures; prints a table.
+"""Preprocessing against each family's own at the published sizes, on real and on odd pictures; prints a table.
 
     pytest -m "slow" -s tests/encoders/test_parity.py
     PYTHONPATH=.:tests:tests/shim pytest -m "slow and vision" -s tests/encoders/test_parity.py
@@ -68,7 +68,8 @@ def compared(
     error, cosine = torch.cat(errors), torch.cat(cosines)
     worst = f"{error.max():.2e} of {1 / 255:.2e}"
     print(
-        f"\n{name:28} {len(pictures):5} pictures  {differ:3} differ  worst pixel error {worst}  cosine ≥ {cosine.min():.6f}"
+        f"\n{name:28} {len(pictures):5} pictures  {differ:3} differ  worst pixel error {worst}  "
+        f"cosine ≥ {cosine.min():.6f}"
     )
     assert error.max() <= 1 / 255
     assert cosine.min() >= 0.999
