@@ -23,6 +23,7 @@ from mmstream.config import Config
 from mmstream.errors import Reason, Rejected
 from mmstream.media.audio_lengths import cut_short, id3_bytes
 from mmstream.media.extras import codec
+from mmstream.media.filters import Filters, check
 
 MAX_SECONDS = 600.0
 MAX_BYTES = 256 << 20  # of float32 samples, all channels: what is held while a sound is decoded
@@ -166,12 +167,15 @@ def _samples(file: Any, most: int) -> np.ndarray:
     return blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros((0, file.channels), np.float32), *blocks])
 
 
-def clean(sound: Sound) -> np.ndarray:
+def clean(sound: Sound, filters: Filters | None = None) -> np.ndarray:
     """float32 [n], the mean of the channels.
 
     Raises:
-        Rejected: `audio`, where there is nothing, or a sample is not finite or beyond `MAX_AMPLITUDE`.
+        Rejected: `audio`, where there is nothing, or a sample is not finite or beyond `MAX_AMPLITUDE`; `filtered`,
+            where its length is not wanted.
     """
+    if filters is not None:
+        check(filters.length(sound.seconds))
     if not sound.samples.size:
         raise Rejected(Reason.AUDIO, "a sound without a single sample")
     loudest = max(float(sound.samples.max()), -float(sound.samples.min()))

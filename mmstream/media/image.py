@@ -1,4 +1,4 @@
-"""Encoded pictures become pixels: decode (bytes → upright RGB) → resize (→ what a tower takes).
+"""Encoded pictures become pixels: decode (bytes → upright RGB) → clean → transform (→ a tower's size) → collate.
 
 Read are JPEG (MPO's first picture too), PNG, WebP, GIF, BMP and TIFF, the first frame of each. What anything else is
 gets said by its first bytes. The format and the number of pixels are known before anything is decoded, and whatever a
@@ -13,10 +13,11 @@ time.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -33,6 +34,9 @@ from PIL import (  # the plugins register themselves; Pillow's own search for th
 )
 
 from mmstream.errors import Reason, Rejected
+
+if TYPE_CHECKING:  # the sandbox's child loads this module and needs no configs
+    from mmstream.media.filters import Filters
 
 MAX_PIXELS = 50_000_000
 _BAND_PIXELS = 1 << 20  # converted at a time
@@ -173,6 +177,29 @@ def sniff(data: bytes) -> str | None:
     if data[128:132] == b"DICM":
         return "DICOM"
     return None
+
+
+def clean(picture: Picture, filters: Filters) -> Picture:
+    """The picture as it is.
+
+    Raises:
+        Rejected: `filtered`, its size or shape is not wanted.
+    """
+    if why := filters.picture(picture.width, picture.height):
+        raise Rejected(Reason.FILTERED, why)
+    return picture
+
+
+def transform(
+    picture: Picture, size: int | tuple[int, int], *, algorithm: str = "bicubic", crop: tuple[int, int] | None = None
+) -> np.ndarray:
+    """uint8 [height, width, 3] by `resize`, which see."""
+    return resize(picture.rgb, size, algorithm=algorithm, crop=crop)
+
+
+def collate(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [H, W, 3] each, of one size → uint8 [n, H, W, 3]. Floats are made where the model is, not here."""
+    return np.stack(pictures)
 
 
 def resize(

@@ -1,8 +1,8 @@
-"""Captions become tokens: clean → tokenize. A tokenizer is trained from captions and kept beside the weights.
+"""Captions become tokens: decode (bytes → text) → clean → transform (→ tokens) → collate.
 
-`clean` gives NFC text in one line without control characters, or rejects the caption. `train_tokenizer` learns a
-byte-level BPE, so that no text whatever is unknown to it; a `Tokenizer` turns texts into int32 [n, length]: a start
-token, the text, padding. What is longer is cut.
+`clean` gives NFC text in one line without control characters, or rejects the caption. A tokenizer is trained from
+captions and kept beside the weights: `train_tokenizer` learns a byte-level BPE, so that no text whatever is unknown to
+it; a `Tokenizer` turns texts into int32 [n, length]: a start token, the text, padding. What is longer is cut.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmstream.errors import Reason, Rejected, UsageError
+from mmstream.media.filters import Filters, check
 
 MAX_CHARACTERS = 65_536
 PAD, START = 0, 1
@@ -26,11 +27,25 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 _SPACE = re.compile(r"\s+")
 
 
-def clean(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
+def decode(data: bytes) -> str:
+    """UTF-8, its byte order mark taken away.
+
+    Raises:
+        Rejected: `caption`, where it is something else.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        detail = f"caption of {len(data):,} bytes that is no UTF-8: {e.reason} at byte {e.start:,}"
+        raise Rejected(Reason.CAPTION, detail) from e
+
+
+def clean(text: str, *, max_characters: int = MAX_CHARACTERS, filters: Filters | None = None) -> str:
     """NFC, control characters (NUL too) taken out, runs of white space folded to one space.
 
     Raises:
-        Rejected: `caption`, where nothing is left or the text has more than `max_characters`.
+        Rejected: `caption`, where nothing is left or the text has more than `max_characters`; `filtered`, where its
+            length or language is not wanted.
     """
     if not _encodable(text):
         raise Rejected(Reason.CAPTION, "caption with lone surrogates, which are no text")
@@ -39,7 +54,20 @@ def clean(text: str, *, max_characters: int = MAX_CHARACTERS) -> str:
     cleaned = _SPACE.sub(" ", _CONTROL.sub("", unicodedata.normalize("NFC", text))).strip()
     if not cleaned:
         raise Rejected(Reason.CAPTION, "empty caption" if not text.strip() else "caption of control characters only")
+    if filters is not None:
+        check(filters.caption(cleaned))
     return cleaned
+
+
+def transform(text: str, tokenizer: Tokenizer, length: int) -> np.ndarray:
+    """int32 [length], the tokens of one text. Of many, `Tokenizer.tokenize` is faster."""
+    return tokenizer.tokenize([text], length)[0]
+
+
+def collate(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [length] each → int32 [n, length] and bool [n, length]: True where a token is no padding."""
+    batch = np.stack(tokens)
+    return batch, batch != PAD
 
 
 def parse_object(text: str | None) -> dict[str, Any]:

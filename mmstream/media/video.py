@@ -27,6 +27,7 @@ from mmstream.errors import Reason, Rejected
 from mmstream.media import audio, image
 from mmstream.media.audio import Sound
 from mmstream.media.extras import codec
+from mmstream.media.filters import Filters, check
 from mmstream.media.video_lengths import cut_short
 
 MAX_SECONDS = 4 * 3600.0
@@ -278,12 +279,16 @@ def _frames_of(container: Any, stream: Any) -> Iterator[Any]:
     yield None  # to have what the resampler still holds
 
 
-def clean(clip: Clip) -> Clip:
+def clean(clip: Clip, filters: Filters | None = None) -> Clip:
     """The clip, with the sound track as one channel where there is one (`audio.clean`).
 
     Raises:
-        Rejected: `audio`, the sound track holds what is not finite.
+        Rejected: `audio`, the sound track holds what is not finite; `filtered`, its length, size or shape is not
+            wanted.
     """
+    if filters is not None:
+        height, width = clip.frames.shape[1:3]
+        check(filters.length(clip.duration) or filters.picture(width, height))
     if clip.sound is None:
         return clip
     mono = Sound(audio.clean(clip.sound)[:, None], clip.sound.rate, clip.sound.data)

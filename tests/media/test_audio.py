@@ -21,6 +21,7 @@ from transformers.models.clap.feature_extraction_clap import ClapFeatureExtracto
 from mmstream.config import Config
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.media.audio import LogMel, Sound, clean, collate, decode, log_mel, mel_bank, resample, sniff, transform
+from mmstream.media.filters import Filters
 from mmstream.shards.tar import members
 
 CLAP = LogMel()
@@ -194,6 +195,14 @@ def test_channels_become_their_mean_and_what_is_not_finite_is_rejected():
         assert e.value.reason == Reason.AUDIO
     with pytest.raises(Rejected, match="without a single sample"):
         clean(Sound(np.zeros((0, 2), np.float32), 16_000, b""))
+
+
+def test_a_sound_of_a_length_that_is_not_wanted_is_filtered():
+    sound = decode(encoded("wav", tones(2.0)))
+    assert len(clean(sound, Filters(min_seconds=2))) == 32_000
+    with pytest.raises(Rejected, match="2 s long, wanted are at most 1") as e:
+        clean(sound, Filters(max_seconds=1))
+    assert e.value.reason == Reason.FILTERED
 
 
 def test_resampling_keeps_a_tone_and_removes_what_the_new_rate_cannot_hold():

@@ -18,7 +18,8 @@ from PIL import Image, ImageOps
 from tars import Source
 
 from mmstream.errors import Reason, Rejected
-from mmstream.media.image import FORMATS, decode, resize, sniff
+from mmstream.media.filters import Filters
+from mmstream.media.image import FORMATS, clean, collate, decode, resize, sniff, transform
 from mmstream.shards.tar import members
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -387,3 +388,15 @@ def test_algorithms_are_pillows_and_an_unknown_one_is_refused() -> None:
         )
     with pytest.raises(KeyError):
         resize(rgb, 20, algorithm="cubist")
+
+
+def test_a_picture_goes_through_the_four_steps():
+    picture = decode(encoded(Image.fromarray(noise(40, 60)), "PNG"))
+    assert clean(picture, Filters(min_side=40, max_aspect=2)) is picture
+    with pytest.raises(Rejected, match="the shorter side is 40, wanted are at least 41") as e:
+        clean(picture, Filters(min_side=41))
+    assert e.value.reason == Reason.FILTERED
+    small = transform(picture, 16, crop=(16, 16))
+    assert np.array_equal(small, resize(picture.rgb, 16, crop=(16, 16)))
+    batch = collate([small, small])
+    assert batch.shape == (2, 16, 16, 3) and batch.dtype == np.uint8

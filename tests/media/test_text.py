@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmstream.errors import Reason, Rejected, UsageError
-from mmstream.media.text import PAD, START, Tokenizer, clean, train_tokenizer
+from mmstream.media.filters import Filters
+from mmstream.media.text import PAD, START, Tokenizer, clean, collate, decode, train_tokenizer, transform
 
 CAPTIONS = ["a small red circle above a blue star", "a large blue square", "a red star, and a green heart"] * 5
 
@@ -75,3 +76,24 @@ def test_the_same_captions_give_the_same_tokenizer_and_it_reads_back_equal(token
 def test_a_broken_tokenizer_file_is_named(data: bytes):
     with pytest.raises(UsageError, match=r"card/tokenizer\.json: not a tokenizer"):
         Tokenizer.from_json(data, "card/tokenizer.json")
+
+
+def test_bytes_become_text_or_are_rejected_with_the_place():
+    assert decode("caf\u00e9".encode()) == decode(b"\xef\xbb\xbfcaf\xc3\xa9") == "caf\u00e9"
+    with pytest.raises(Rejected, match="4 bytes that is no UTF-8: invalid start byte at byte 3") as e:
+        decode(b"caf\xff")
+    assert e.value.reason == Reason.CAPTION
+
+
+def test_a_caption_that_is_not_wanted_is_filtered_after_it_was_cleaned():
+    filters = Filters(min_words=2)
+    assert clean(" two\n words ", filters=filters) == "two words"
+    with pytest.raises(Rejected, match="caption of 1 words") as e:
+        clean(" \n one \n", filters=filters)
+    assert e.value.reason == Reason.FILTERED
+
+
+def test_one_text_has_the_tokens_of_many_and_a_batch_a_mask(tokenizer: Tokenizer):
+    texts = ["a red circle", "", "blue"]
+    batch, mask = collate([transform(t, tokenizer, 8) for t in texts])
+    assert np.array_equal(batch, tokenizer.tokenize(texts, 8)) and np.array_equal(mask, batch != PAD)

@@ -17,6 +17,7 @@ from videos import CODECS, grey, video
 
 from mmstream.errors import Reason, Rejected
 from mmstream.media import audio
+from mmstream.media.filters import Filters
 from mmstream.media.video import Clip, clean, collate, decode, sniff, transform
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)).astype(np.float32)
@@ -229,6 +230,15 @@ def outcome_of(data: bytes, **limits: int) -> str:
     with pytest.raises(Rejected) as e:
         decode(data, 4, **limits)
     return e.value.reason
+
+
+def test_a_video_of_a_size_or_length_that_is_not_wanted_is_filtered():
+    clip = decode(video(), 1)
+    assert clean(clip, Filters(min_side=64, min_seconds=1)) is clip
+    for filters, said in ((Filters(min_side=65), "shorter side is 64"), (Filters(max_seconds=1), "2 s long")):
+        with pytest.raises(Rejected, match=said) as e:
+            clean(clip, filters)
+        assert e.value.reason == Reason.FILTERED
 
 
 def test_frames_are_resized_as_pictures_are_and_batched_with_a_mask():
