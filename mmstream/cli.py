@@ -202,7 +202,7 @@ def embed(
     if dry_run:
         from mmstream.pipelines.dry_run import dry_run as look
 
-        return look(src, dest, spec, fields=field or (), limit=limit, append=append)
+        return look(src, dest, spec, fields=field or (), limit=limit, max_rejects=budget, append=append)
     from mmstream.pipelines.embed import embed
 
     return embed(src, dest, spec, fields=field or (), limit=limit, max_rejects=budget, append=append)

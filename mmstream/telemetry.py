@@ -44,6 +44,11 @@ def say(text: str) -> None:
         stderr().print(f"[dim]{text}[/]")
 
 
+def warn(text: str) -> None:
+    """Tells a person what they should know, quiet or not."""
+    stderr().print(text, style="yellow", markup=False, soft_wrap=True)
+
+
 def short_hashes(text: str) -> str:
     """SHA-256 sums cut to their first 12 digits, for a person; JSON has the whole."""
     return _SHA256.sub(r"\1…", text)

@@ -20,17 +20,22 @@ from mmstream.embeddings.layout import Records, read_records
 from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
+from mmstream.errors import ExitCode
+from mmstream.pipelines.destination import check_vacant
 from mmstream.pipelines.embed import check_fields, limited
 from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.ledger import BUDGET_AT_END_FROM_SAMPLES, MAX_REJECTS
 from mmstream.pipelines.manifest import Asked, find, grown
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.resources import LOGICAL_CPUS, Shares, cores, shares_of
 from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
 from mmstream.shards.catalog import build_catalog
+from mmstream.shards.group import Chunk
 from mmstream.storage.files import absolute
 from mmstream.telemetry import Report, Stopwatch
 
 SHOWN_REJECTS = 5
+START_SECONDS = 10.0  # of a local Ray and its workers, before they load the model: measured on two cores
 
 
 class Sighted(BaseModel):
@@ -45,7 +50,8 @@ class DryRunReport(Report):
     """`shards`, `bytes` and what follows are of what is left to do; `committed_samples` are there already.
 
     `samples` is estimated from the bytes per sample of one chunk, `seconds` is that for `workers` encoders of this
-    machine, without their start; `samples_per_second` is theirs together.
+    machine, `start_seconds` of it until the first sample; `samples_per_second` is theirs together, without the start.
+    `over_budget` is whether `embed` would end with too many rejects, were all the rest like the chunk.
     """
 
     dest: str
@@ -57,11 +63,15 @@ class DryRunReport(Report):
     workers: int
     samples_per_second: float
     seconds: float
+    start_seconds: float
     output_bytes: int
     looked_at: str | None
     samples_seen: int
     rejects: dict[str, int]
     first_rejects: list[Sighted]
+    max_rejects: float
+    over_budget: bool
+    absent_fields: list[str]  # that no row of the chunk has
 
     def title(self) -> str:
         return "dry run: nothing was written" if self.shards else "dry run: nothing is left to do"
@@ -72,11 +82,15 @@ class DryRunReport(Report):
             shown.append(("done before", f"{self.committed_samples:,} samples"))
         shown.append(("model", self.model))
         rate = f"{self.samples_per_second:,.0f} samples/s with {self.workers} encoders on this machine"
-        shown.append(("time", f"about {self.seconds:,.0f} s: {rate}"))
+        shown.append(("time", f"about {self.seconds:,.0f} s: {self.start_seconds:,.0f} s to start, then {rate}"))
         shown.append(("output", f"about {self.output_bytes / 1e6:,.1f} MB at {self.dest}"))
         shown.append(("looked at", f"{self.samples_seen:,} samples of {self.looked_at}"))
         shown.append(("rejects there", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
-        return [*shown, *((r.reason, f"{r.key}: {r.detail}") for r in self.first_rejects)]
+        shown += [(r.reason, f"{r.key}: {r.detail}") for r in self.first_rejects]
+        if self.over_budget:
+            code, budget = int(ExitCode.TOO_MANY_REJECTS), f"--max-rejects {self.max_rejects:.0%}"
+            shown.append(("budget", f"were all the rest like this, embed would end with exit code {code}: {budget}"))
+        return shown + [(f"field {name}", "is in the JSON of none of these samples") for name in self.absent_fields]
 
 
 def dry_run(
@@ -86,6 +100,7 @@ def dry_run(
     *,
     fields: Sequence[str] = (),
     limit: int | None = None,
+    max_rejects: float = MAX_REJECTS,
     append: bool = False,
 ) -> DryRunReport:
     """Looks at one chunk of what `embed` with these arguments would do.
@@ -97,8 +112,12 @@ def dry_run(
     """
     dest = absolute(dest)
     check_fields(fields)
-    asked = Asked(limited(build_catalog(source), limit), load_encoder(model), tuple(fields), limit)
+    catalog, start = limited(build_catalog(source), limit), time.perf_counter()
+    asked = Asked(catalog, load_encoder(model), tuple(fields), limit)
+    load_seconds = time.perf_counter() - start
     found = find(dest, asked)
+    if found is None:
+        check_vacant(dest)
     catalog = asked.catalog if found is None else grown(found, asked, append=append)
     records = Records({}, {}) if found is None else read_records(dest, catalog)
     whole = records.finished()
@@ -111,17 +130,25 @@ def dry_run(
         shards=len(tasks),
         bytes=sum(task.bytes for task in tasks),
         workers=shares.encoders,
-        next=[_command(source, dest, model, fields, limit, append)],
-        **(_measured(tasks, asked, shares) if tasks else _nothing()),
+        max_rejects=max_rejects,
+        next=[_command(source, dest, model, fields, limit, max_rejects, append)],
+        **(_measured(tasks, asked, shares, max_rejects, START_SECONDS + load_seconds) if tasks else _nothing()),
     )
 
 
 def _command(
-    source: str | Sequence[str], dest: str, model: str, fields: Sequence[str], limit: int | None, append: bool
+    source: str | Sequence[str],
+    dest: str,
+    model: str,
+    fields: Sequence[str],
+    limit: int | None,
+    max_rejects: float,
+    append: bool,
 ) -> str:
     """The same without `--dry-run`."""
     options = [word for name in fields for word in ("--field", name)]
     options += ["--limit", str(limit)] if limit is not None else []
+    options += ["--max-rejects", f"{max_rejects:g}"] if max_rejects != MAX_REJECTS else []
     options += ["--append"] if append else []
     sources = [source] if isinstance(source, str) else source
     return shlex.join(["mmstream", "embed", *sources, dest, "--model", model, *options])
@@ -138,7 +165,9 @@ def _shares(num_tasks: int, threads: int | None, encoder: Encoder) -> Shares:
     return shares_of(max(1, num_tasks), threads, cpus=cpus, physical=min(cpus, cores()), gpus=gpus)
 
 
-def _measured(tasks: list[ShardTask], asked: Asked, shares: Shares) -> dict[str, Any]:
+def _measured(
+    tasks: list[ShardTask], asked: Asked, shares: Shares, max_rejects: float, start_seconds: float
+) -> dict[str, Any]:
     import torch
 
     task, size = tasks[0], sum(task.bytes for task in tasks)
@@ -158,12 +187,28 @@ def _measured(tasks: list[ShardTask], asked: Asked, shares: Shares) -> dict[str,
     return {
         "samples": num_samples,
         "samples_per_second": round(rate, 1),
-        "seconds": round(num_samples / rate, 1) if rate else 0.0,
+        "seconds": round(start_seconds + num_samples / rate, 1) if rate else 0.0,
+        "start_seconds": round(start_seconds, 1),
         "output_bytes": round(len(data) * num_samples / chunk.num_samples) if chunk.num_samples else 0,
         "looked_at": os.path.basename(task.url),  # noqa: PTH119
         "samples_seen": chunk.num_samples,
+        "over_budget": _is_over(max_rejects, num_samples, chunk, rejects.num_rows, task.bytes),
+        "absent_fields": [f for f in asked.fields if rows.num_rows and rows[f].null_count == rows.num_rows],
         **_rejects(rejects),
     }
+
+
+def _is_over(max_rejects: float, num_samples: int, chunk: Chunk, num_rejects: int, shard_bytes: int) -> bool:
+    """Whether the budget of `num_samples` would be spent, were they all like those of the chunk; what lies behind
+    damage is counted by the bytes per sample before it, as `embed` does."""
+    behind = 0
+    if chunk.damage:
+        num_rejects -= 1  # it stands for the unknown rest
+        behind = int((shard_bytes - chunk.damage.offset) * chunk.num_samples / max(1, chunk.damage.offset))
+    if num_samples + behind < BUDGET_AT_END_FROM_SAMPLES:
+        return False
+    rejected = num_samples * num_rejects / max(1, chunk.num_samples)
+    return rejected + behind > max_rejects * (num_samples + behind)
 
 
 def _rejects(rejects: pa.Table) -> dict[str, Any]:
@@ -174,4 +219,5 @@ def _rejects(rejects: pa.Table) -> dict[str, Any]:
 
 def _nothing() -> dict[str, Any]:
     counts = {"samples": 0, "samples_per_second": 0.0, "seconds": 0.0, "output_bytes": 0, "samples_seen": 0}
-    return {**counts, "looked_at": None, "rejects": {}, "first_rejects": []}
+    found = {"rejects": {}, "first_rejects": [], "over_budget": False, "absent_fields": []}
+    return {**counts, "start_seconds": 0.0, "looked_at": None, **found}

@@ -7,7 +7,7 @@ driver sees a few numbers per chunk and never a sample. Run it again after any k
 
 from __future__ import annotations
 
-import shlex
+import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel
 from ray.data import ActorPoolStrategy, Dataset
 
 from mmstream.embeddings.layout import parse
@@ -25,62 +24,18 @@ from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
 from mmstream.pipelines.contain import Containment, containment
+from mmstream.pipelines.destination import check_vacant
+from mmstream.pipelines.embed_report import NULLS, EmbedReport, report_of
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import Asked, OpenSet, begin, find, grown, say_what_matters
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import ShardTask, from_row, num_rows
-from mmstream.schema import METADATA, ChunkRecord, Manifest
+from mmstream.schema import METADATA, ChunkRecord
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.files import absolute
-from mmstream.telemetry import Progress, Report, Stopwatch, slowest
-
-
-class DamagedShard(BaseModel):
-    """A shard that broke. It gave `rows_seen` samples before `offset`; the rest is unknown, about `rows_behind`."""
-
-    shard: int
-    url: str
-    reason: str
-    offset: int
-    detail: str
-    rows_seen: int
-    rows_behind: int
-
-
-class EmbedReport(Report):
-    dest: str
-    shards: int
-    rows: int
-    rejects: dict[str, int]
-    damaged: list[DamagedShard]
-    seconds: float
-    samples_per_second: float
-    waited_for: str | None
-    already_finished: bool = False
-    resumed_samples: int = 0  # that earlier runs had committed
-    model: str
-    fingerprint: str
-
-    def title(self) -> str:
-        return "nothing to do: this set is finished" if self.already_finished else "embedded"
-
-    def lines(self) -> list[tuple[str, str]]:
-        shown = [("rows", f"{self.rows:,} from {self.shards:,} shards"), ("model", self.model), ("where", self.dest)]
-        shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
-        if not self.already_finished:
-            if self.resumed_samples:
-                shown.append(("went on", f"{self.resumed_samples:,} samples were committed by earlier runs"))
-            speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second else ""
-            shown.append(("time", f"{self.seconds:.1f} s{speed}"))
-        if self.waited_for:
-            shown.append(("waited for", self.waited_for))
-        for d in self.damaged:
-            where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
-            lost = f"at least {d.rows_seen:,} samples, and about {d.rows_behind:,} lie behind the damage"
-            shown.append(("damaged", f"{where}: {lost}"))
-        return shown
+from mmstream.telemetry import Progress, Stopwatch, slowest, warn
 
 
 @dataclass
@@ -129,7 +84,8 @@ class _Encode:
                 )
                 record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
         self.idle_since = time.perf_counter()
-        done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes}
+        had = [f for f in self.fields if rows[f].null_count < rows.num_rows]
+        done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes, "fields": json.dumps(had)}
         return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
 
 
@@ -178,7 +134,7 @@ def embed(
     Raises:
         UsageError: a source is missing, a model unknown, or no shard gave a sample.
         RefusedError: `dest` holds a set of another encoder, catalog or format, or one whose source has grown, without
-            `append`.
+            `append`; or it holds other things.
         TooManyRejectsError: the share of rejects is over `max_rejects`; what was committed stays.
         UnreachableError: a store does not answer.
     """
@@ -189,6 +145,7 @@ def embed(
     asked = Asked(catalog, encoder, tuple(fields), limit)
     opened = find(dest, asked)
     if opened is None:
+        check_vacant(dest)
         start_ray()
         opened = begin(dest, asked, encode_shares(catalog.num_rows).encoder_threads)
     catalog = grown(opened, asked, append=append)
@@ -197,10 +154,14 @@ def embed(
         opened = opened.with_catalog(catalog)
     ledger = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
     if opened.manifest.finished and len(ledger.shards) == catalog.num_rows:
-        return _report(opened.manifest, ledger, catalog, already=True)
-    seconds = run(opened, ledger, ledger.plan(), encoder)
+        return report_of(opened.manifest, ledger, catalog, already=True)
+    ran = run(opened, ledger, ledger.plan(), encoder)
     opened = opened.finished(ledger.finish(source if isinstance(source, str) else " ".join(source)))
-    return _report(opened.manifest, ledger, catalog, time.monotonic() - start, slowest(seconds))
+    absent = [f for f in fields if f not in ran.fields] if ran.num_rows else []
+    for name in absent:
+        warn(f"--field {name}: {NULLS}. Is it spelt as in the JSON?")
+    waited_for = slowest(ran.seconds)
+    return report_of(opened.manifest, ledger, catalog, time.monotonic() - start, waited_for, absent_fields=absent)
 
 
 def check_fields(fields: Sequence[str]) -> None:
@@ -228,37 +189,47 @@ def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
     return pa.Table.from_pylist(kept, schema=catalog.schema)
 
 
-def run(
-    opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encoder, title: str = "embed"
-) -> dict[str, float]:
-    """Carries out the tasks of a set's ledger; returns the encoders' seconds by stage. Ray is started if need be."""
+@dataclass
+class Ran:
+    """What a run did: rows written, the fields that any of them had, the encoders' seconds by stage."""
+
+    num_rows: int = 0
+    fields: set[str] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+
+def run(opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encoder, title: str = "embed") -> Ran:
+    """Carries out the tasks of a set's ledger. Ray is started if need be."""
+    ran = Ran()
     if not tasks:
-        return {}
+        return ran
     start_ray()
     manifest = opened.manifest
     say_what_matters(manifest, encoder)
     shares = encode_shares(len(tasks), manifest.threads)
     settings = (encoder.spec, encoder.fingerprint, opened.dest, tuple(manifest.fields))
     settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
-    seconds = dict.fromkeys(STAGES, 0.0)
     num_bytes = 0
     with streaming_context(), our_errors(), containment() as contained:
         results = encode_stage(chunk_dataset(tasks, shares), _Encode, (*settings, contained), shares)
         with Progress(title, opened.catalog.num_rows, "shards", rate_of="samples") as progress:
             progress.update(len(ledger.shards))
             for done in rows_of(results):
-                ledger.add(parse(ChunkRecord, done["record"].encode(), ledger.dest))
+                record = parse(ChunkRecord, done["record"].encode(), ledger.dest)
+                ledger.add(record)
                 num_bytes += done["bytes"]
+                ran.num_rows += record.num_rows
+                ran.fields.update(json.loads(done["fields"]))
                 for stage in STAGES:
-                    seconds[stage] += done[f"{stage}_seconds"]
+                    ran.seconds[stage] += done[f"{stage}_seconds"]
                 progress.update(
                     len(ledger.shards),
                     samples=ledger.num_encoded,
                     MB=num_bytes >> 20,
                     rejects=ledger.rejects.total(),
-                    waits_for=slowest(seconds) or "start",
+                    waits_for=slowest(ran.seconds) or "start",
                 )
-    return seconds
+    return ran
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -294,45 +265,3 @@ def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
             max_task_retries=-1,
             **gpus,
         )
-
-
-def _report(
-    manifest: Manifest,
-    ledger: Ledger,
-    catalog: pa.Table,
-    seconds: float = 0.0,
-    waited_for: str | None = None,
-    *,
-    already: bool = False,
-) -> EmbedReport:
-    urls = catalog["url"].to_pylist()
-    damaged = [
-        DamagedShard(
-            shard=s.shard,
-            url=urls[s.shard],
-            rows_seen=s.num_samples,
-            rows_behind=ledger.damaged[s.shard],
-            **s.damage.model_dump(),
-        )
-        for s in ledger.shards.values()
-        if s.damage
-    ]
-    return EmbedReport(
-        dest=ledger.dest,
-        shards=len(ledger.shards),
-        rows=ledger.num_rows,
-        rejects=dict(sorted(ledger.rejects.items())),
-        damaged=damaged,
-        seconds=round(seconds, 2),
-        samples_per_second=round(ledger.num_encoded / seconds, 1) if seconds else 0.0,
-        waited_for=waited_for,
-        already_finished=already,
-        resumed_samples=0 if already else ledger.num_samples - ledger.num_encoded,
-        model=manifest.encoder,
-        fingerprint=manifest.fingerprint,
-        next=[
-            *([shlex.join(["mmstream", "rejects", ledger.dest])] if ledger.rejects else []),
-            shlex.join(["mmstream", "audit", ledger.dest]),
-            shlex.join(["mmstream", "index", "build", ledger.dest, f"{ledger.dest}-index"]),
-        ],
-    )

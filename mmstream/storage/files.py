@@ -264,6 +264,22 @@ def is_folder(url: str) -> bool:
         return fs.isdir(path)
 
 
+def is_file(url: str) -> bool:
+    fs, path = open_fs(url)
+    with mapped(url):
+        return fs.isfile(path)
+
+
+def list_names(url: str) -> list[str]:
+    """The names of what lies directly in a folder, sorted; empty where there is no such folder."""
+    fs, path = open_fs(url)
+    with mapped(url):
+        if not fs.isdir(path):
+            return []
+        names = [str(name).rstrip("/") for name in fs.ls(path, detail=False)]
+    return sorted(below(path, name) for name in names if name != path.rstrip("/"))
+
+
 def list_files(url: str) -> list[FileInfo]:
     """All files at and under a folder, sorted by URL; empty where there is no such folder. Local links are followed.
 

@@ -21,6 +21,7 @@ from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import DifferencesError, RefusedError, TooManyRejectsError, UsageError
+from mmstream.pipelines.embed_report import NULLS
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.manifest import Asked, begin
 from mmstream.pipelines.read import shard_tasks
@@ -256,6 +257,17 @@ def test_fields_that_are_columns_already_are_refused_before_anything_starts(fold
         with pytest.raises(UsageError, match="A row has id, shard"):
             mm.embed(str(folder), str(tmp_path / "emb"), model="fake:8", fields=fields)
     assert not (tmp_path / "emb").exists()
+
+
+def test_a_field_that_no_sample_had_is_named_on_stderr_and_in_the_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(folder / "00002.tar")
+    report = mm.embed(source, str(tmp_path / "emb"), model="fake:8", fields=["fits", "fit"])
+    assert report.absent_fields == ["fit"]
+    assert ("field fit", NULLS) in report.lines()
+    assert capsys.readouterr().err.count("--field fit: was in the JSON of no sample") == 1
+    assert mm.embed(source, str(tmp_path / "emb"), model="fake:8", fields=["fits", "fit"]).absent_fields == []
 
 
 def test_a_set_that_lost_a_record_is_never_read_as_if_it_were_whole(undisturbed: Path, tmp_path: Path) -> None:
