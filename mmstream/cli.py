@@ -54,7 +54,9 @@ def mmstream(
 Sources = Annotated[list[str], typer.Argument(help="Globs, {braces}, folders or URLs of tar shards.", metavar="SRC…")]
 Dest = Annotated[str, typer.Argument(help="The embedding set's folder or URL.", metavar="DEST")]
 IndexUrl = Annotated[str, typer.Argument(help="The index's folder or URL.", metavar="INDEX")]
-Model = Annotated[str | None, typer.Option(help="Model spec: hf:, open_clip:, timm:, words:, run: or fake:, see the README.")]
+Model = Annotated[
+    str | None, typer.Option(help="Model spec: hf:, open_clip:, timm:, words:, run: or fake:, see the README.")
+]
 Limit = Annotated[int | None, typer.Option(help="Take at most this many samples.", min=1)]
 
 _COMMON = {
