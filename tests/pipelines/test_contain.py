@@ -39,7 +39,7 @@ def rows(dest: Path) -> dict[str, dict]:
     return {r["key"]: r for t in EmbeddingSet.open(str(dest)).tables() for r in t.to_pylist()}
 
 
-def embedded(command: list[str], hooks: Path) -> subprocess.CompletedProcess[str]:
+def ran(command: list[str], hooks: Path) -> subprocess.CompletedProcess[str]:
     """A command whose processes all load the `sitecustomize` in `hooks`."""
     path = os.pathsep.join([str(hooks), *sys.path])
     return subprocess.run(
@@ -64,7 +64,7 @@ def test_culprits_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
 
     dest = tmp_path / "emb"
     command = ["embed", str(tmp_path / "a.tar"), str(dest), "--model", "fake:16", "--max-rejects", "1", "--json"]
-    ended = embedded(command, tmp_path / "hostile")
+    ended = ran(command, tmp_path / "hostile")
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
     assert (report["rows"], report["rejects"]) == (597, {"decode_timeout": 1, "decoder_crash": 2})
@@ -81,6 +81,44 @@ def test_culprits_cost_themselves_and_nothing_else(tmp_path: Path) -> None:
     expected = rows(undisturbed)
     assert len(expected) == 600
     assert rows(dest) == {key: row for key, row in expected.items() if key not in EXPECTED}
+
+
+@pytest.fixture(scope="module")
+def hostile_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 pairs in one shard, of which one crashes its decoder and one hangs in it, beside `hostile`."""
+    folder = tmp_path_factory.mktemp("pairs")
+    files = [f for i in range(100) for f in sample(i)]
+    for i, end in {20: b"!crash", 40: b"!sleep"}.items():
+        files[2 * i] = (files[2 * i][0], files[2 * i][1] + end)
+    (folder / "a.tar").write_bytes(make_tar(files))
+    (folder / "hostile").mkdir()
+    shutil.copy(HOSTILE, folder / "hostile")
+    return folder
+
+
+@pytest.mark.slow
+def test_an_evaluation_loses_a_crash_and_a_hang_and_measures_the_rest(hostile_pairs: Path) -> None:
+    ended = ran(["eval", "fake:16", str(hostile_pairs / "a.tar"), "--json"], hostile_pairs / "hostile")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert (report["retrieval"]["n"], report["rejects"]) == (98, {"decode_timeout": 1, "decoder_crash": 1})
+
+
+@pytest.mark.slow
+def test_training_sets_a_crash_and_a_hang_aside_and_uses_the_rest_in_every_epoch(hostile_pairs: Path) -> None:
+    recipe, run = hostile_pairs / "recipe.yaml", hostile_pairs / "run"
+    model = {
+        "dimension": 16,
+        "image": {"size": 32, "widths": [16, 16, 16], "hidden": 16},
+        "text": {"length": 8, "vocab_size": 400, "width": 16, "layers": 1, "heads": 2},
+    }
+    data = {"train": str(hostile_pairs / "a.tar"), "shuffle_rows": 32}
+    recipe.write_text(json.dumps({"data": data, "epochs": 2, "batch_size": 14, "model": model}))  # YAML, too
+    ended = ran(["train", str(recipe), "--out", str(run), "--json"], hostile_pairs / "hostile")
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert report["rejects"] == {"decode_timeout": 1, "decoder_crash": 1}
+    assert (report["steps"], report["samples"]) == (2 * 98 // 14, 2 * 98)
 
 
 def chunk(epoch: int = 0) -> ChunkInfo:
@@ -121,6 +159,6 @@ def test_a_model_that_kills_its_worker_while_it_loads_ends_the_run(tmp_path: Pat
         "    FakeEncoder.__init__ = lambda self, spec: os._exit(137)\n"
     )
     command = ["embed", str(tmp_path / "a.tar"), str(tmp_path / "emb"), "--model", "fake:4"]
-    ended = embedded(command, tmp_path / "hooks")
+    ended = ran(command, tmp_path / "hooks")
     assert ended.returncode == 1, ended.stderr
     assert f"a worker died {MAX_DEATHS} times while it loaded the model" in ended.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import S3
 from PIL import Image
 from tars import make_tar
 
@@ -268,6 +269,21 @@ def test_a_field_that_no_sample_had_is_named_on_stderr_and_in_the_report(
     assert ("field fit", NULLS) in report.lines()
     assert capsys.readouterr().err.count("--field fit: was in the JSON of no sample") == 1
     assert mm.embed(source, str(tmp_path / "emb"), model="fake:8", fields=["fits", "fit"]).absent_fields == []
+
+
+def test_a_store_that_ignores_conditional_writes_is_said_at_every_start(
+    folder: Path, tmp_path: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = "this store ignores conditional writes: run one embed at a time on this folder."
+    source, dest = str(folder / "00002.tar"), f"{s3.bucket('one-writer')}/emb"
+    assert mm.embed(source, dest, model="fake:8").rows == 100
+    assert says in capsys.readouterr().err
+    assert EmbeddingSet.open(dest).manifest.single_writer
+    mm.embed(str(folder / "0000[12].tar"), dest, model="fake:8", append=True)
+    assert says in capsys.readouterr().err
+    assert mm.audit(dest, source=True).ok
+    mm.embed(source, str(tmp_path / "emb"), model="fake:8")
+    assert says not in capsys.readouterr().err
 
 
 def test_a_set_that_lost_a_record_is_never_read_as_if_it_were_whole(undisturbed: Path, tmp_path: Path) -> None:
