@@ -24,9 +24,15 @@ def read_object(root: str, stored: StoredObject) -> bytes:
     """The bytes of an object.
 
     Raises:
-        DifferencesError: they are not those that the record vouches for.
+        DifferencesError: it is not there, or its bytes are not those that the record vouches for.
     """
-    data = read_bytes(join(root, stored.path))
+    try:
+        data = read_bytes(join(root, stored.path))
+    except UsageError as e:
+        raise DifferencesError(
+            f"{join(root, stored.path)}: is not there, and a record of the set refers to it. `mmstream audit {root}` "
+            f"names everything that is affected, `mmstream repair {root}` makes it anew."
+        ) from e
     found = hashlib.sha256(data).hexdigest()
     if found != stored.sha256:
         raise DifferencesError(
@@ -42,7 +48,7 @@ def is_sound(root: str, record: ChunkRecord) -> bool:
         for stored in (record.data, record.rejects):
             if stored is not None:
                 read_object(root, stored)
-    except (DifferencesError, UsageError):
+    except DifferencesError:
         return False
     return True
 

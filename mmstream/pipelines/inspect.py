@@ -43,7 +43,10 @@ class InspectReport(Report):
         return f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("looked at", ", ".join(self.looked_at)), ("samples", f"{self.samples_seen:,}")]
+        shown = [
+            ("looked at", ", ".join(self.looked_at)),
+            ("samples", f"{self.samples_seen:,}, the first of each of these"),
+        ]
         shown.append(("members", ", ".join(f"{part} {n:,}" for part, n in self.members.items())))
         if self.sizes:
             shown.append(("pictures", ", ".join(self.sizes)))

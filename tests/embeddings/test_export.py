@@ -22,7 +22,7 @@ from embedding_sets import write_set
 
 from mmstream.embeddings.export import _work_folder, export
 from mmstream.embeddings.reader import EmbeddingSet
-from mmstream.errors import RefusedError, UsageError
+from mmstream.errors import DifferencesError, RefusedError, UsageError
 from mmstream.storage.files import read_bytes
 
 D = 8
@@ -156,6 +156,14 @@ def test_an_unfinished_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="unfinished"):
         export(emb, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_that_lost_an_object_is_a_difference_and_says_what_to_do(tmp_path: Path) -> None:
+    emb = write_set(str(tmp_path / "emb"), rows()[:10], dimension=D, fields=["topic"])
+    lost = next((tmp_path / "emb/data").iterdir())
+    lost.unlink()
+    with pytest.raises(DifferencesError, match=rf"{lost.name}: is not there, .*`mmstream repair {emb}`"):
+        export(emb, str(tmp_path / "out"))
 
 
 def test_a_killed_export_does_not_look_finished_and_the_same_command_finishes_it(emb: str, tmp_path: Path) -> None:
