@@ -128,7 +128,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, float32; rows of length 0 or with NaN stay as they are."""
     vectors = vectors.astype(np.float32, copy=False)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, length, out=vectors.copy(), where=length > 0)
+    with np.errstate(invalid="ignore"):
+        return np.divide(vectors, length, out=vectors.copy(), where=length > 0)
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
