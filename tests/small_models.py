@@ -11,6 +11,9 @@ from transformers import (
     BertConfig,
     BertModel,
     BitImageProcessorPil,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -93,6 +96,19 @@ def save_bert(folder: Path, pooling: str | None = "mean", length: int = 100) -> 
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": length})
     modes = {f"pooling_mode_{m}": m.startswith(pooling) for m in ("cls_token", "mean_tokens", "max_tokens")}
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": 64, **modes})
+    return folder
+
+
+def save_clap(folder: Path, *, fused: bool) -> Path:
+    """Hears half a second; longer sounds are cut or seen in four views."""
+    torch.manual_seed(5)
+    text = {**TOWER, "vocab_size": len(WORDS), "max_position_embeddings": 80, "pad_token_id": 0}
+    audio = {"patch_embeds_hidden_size": 16, "depths": [1, 1, 1, 1], "num_attention_heads": [2, 2, 2, 2]}
+    audio |= {"hidden_size": 128, "enable_fusion": fused, "fusion_type": "aff_2d" if fused else None}
+    ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=32)).eval().save_pretrained(folder)
+    truncation = "fusion" if fused else "rand_trunc"
+    ClapFeatureExtractor(truncation=truncation).save_pretrained(folder)
+    save_tokenizer(folder, 77)
     return folder
 
 

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from mmstream.errors import UsageError
+from mmstream.media import audio
+from mmstream.media.audio import Sound
 from mmstream.media.image import Picture, decode
 
 Tokens = dict[str, np.ndarray]
@@ -59,6 +61,14 @@ class Encoder:
         """Named arrays [n, …] of fixed width for `embed_tokens`."""
         raise self._lacks("text")
 
+    def listen(self, sound: Sound) -> np.ndarray:
+        """One decoded sound as the features that `embed_sounds` takes a list of.
+
+        Raises:
+            Rejected: nothing can be made of it.
+        """
+        raise self._lacks("audio")
+
     def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
         """Exactly `micro_batch` stacked pictures → float32 [micro_batch, d], not yet normalised."""
         raise self._lacks("image")
@@ -66,6 +76,10 @@ class Encoder:
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
         """Exactly `micro_batch` rows of tokens → float32 [micro_batch, d], not yet normalised."""
         raise self._lacks("text")
+
+    def _audio_batch(self, sounds: list[np.ndarray]) -> np.ndarray:
+        """Exactly `micro_batch` features → float32 [micro_batch, d], not yet normalised."""
+        raise self._lacks("audio")
 
     def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """Stacked pictures [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
@@ -76,6 +90,16 @@ class Encoder:
         """Tokens [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
         self.needs("text")
         return self._in_micro_batches(tokens, self._text_batch)
+
+    def embed_sounds(self, sounds: Sequence[np.ndarray]) -> np.ndarray:
+        """Features of n sounds → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
+        self.needs("audio")
+        size, results = self.micro_batch, [np.zeros((0, self.dimension), np.float32)]
+        for start in range(0, len(sounds), size):
+            batch = list(sounds[start : start + size])
+            padded = batch + [batch[0]] * (size - len(batch))
+            results.append(np.asarray(self._audio_batch(padded), np.float32)[: len(batch)])
+        return unit(np.concatenate(results))
 
     def encode_image(self, images: Sequence[bytes]) -> np.ndarray:
         """Encoded pictures (JPEG, PNG, …) → float32 [n, d].
@@ -99,6 +123,16 @@ class Encoder:
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
         return self.embed_tokens(self.tokenize(list(texts)))
+
+    def encode_audio(self, sounds: Sequence[bytes]) -> np.ndarray:
+        """Encoded sounds (WAV, FLAC, OGG, MP3) → float32 [n, d].
+
+        Raises:
+            Rejected: a sound cannot be decoded.
+            UsageError: the encoder gives no audio vectors, or the extra `audio` is not installed.
+        """
+        self.needs("audio")
+        return self.embed_sounds([self.listen(audio.decode(data)) for data in sounds])
 
     def needs(self, modality: str) -> None:
         """

@@ -5,6 +5,7 @@ Which family a folder holds is told by `model_type` in its config.json:
     clip, siglip                image and text, each projected into one space
     vit, deit, dinov2 and kin   image: the class token after the last layer norm
     bert, mpnet, roberta …      text: pooled as the model's own modules.json says (`encoders.hf_text`)
+    clap                        audio and text, in one space (`encoders.hf_audio`)
 
 Pictures are resized on Pillow as the library's Pillow processors do it (`encoders.preprocessing`). No code from a model
 folder is ever run.
@@ -52,7 +53,11 @@ def load_hf(spec: str) -> Encoder:
         from mmstream.encoders.hf_text import HfTexts
 
         return HfTexts(model)
-    known = ", ".join((*PAIRS, *PICTURES, *TEXTS))
+    if kind == "clap":
+        from mmstream.encoders.hf_audio import HfSounds
+
+        return HfSounds(model)
+    known = ", ".join((*PAIRS, *PICTURES, *TEXTS, "clap"))
     raise UsageError(f"{spec}: models of type {kind!r} are not read; those that give vectors here are {known}.")
 
 

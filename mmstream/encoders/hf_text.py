@@ -32,7 +32,23 @@ _POOLING = {
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 
 
-class HfTexts(Encoder):
+class ByWidth(Encoder):
+    """An encoder whose texts run in batches of one width each; `tokenize` gives an `attention_mask`."""
+
+    text_length: int
+
+    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
+        """Tokens [n, text_length] → unit vectors float32 [n, d]."""
+        lengths = tokens["attention_mask"].sum(1)
+        vectors = np.zeros((len(lengths), self.dimension), np.float32)
+        for shorter, width in zip((0, *WIDTHS), (*WIDTHS[:-1], max(WIDTHS[-1], self.text_length)), strict=False):
+            rows = np.flatnonzero((lengths > shorter) & (lengths <= width))
+            if len(rows):
+                vectors[rows] = super().embed_tokens({name: v[rows, :width] for name, v in tokens.items()})
+        return vectors
+
+
+class HfTexts(ByWidth):
     modalities = ("text",)
 
     def __init__(self, model: HfModel) -> None:
@@ -58,16 +74,6 @@ class HfTexts(Encoder):
     def tokenize(self, texts: list[str]) -> Tokens:
         """int64 [n, text_length]; longer texts are cut."""
         return tokens_of(self._tokenizer, texts, self.text_length)
-
-    def embed_tokens(self, tokens: Tokens) -> np.ndarray:
-        """Tokens [n, text_length] → unit vectors float32 [n, d]."""
-        lengths = tokens["attention_mask"].sum(1)
-        vectors = np.zeros((len(lengths), self.dimension), np.float32)
-        for shorter, width in zip((0, *WIDTHS), (*WIDTHS[:-1], max(WIDTHS[-1], self.text_length)), strict=False):
-            rows = np.flatnonzero((lengths > shorter) & (lengths <= width))
-            if len(rows):
-                vectors[rows] = super().embed_tokens({name: v[rows, :width] for name, v in tokens.items()})
-        return vectors
 
     @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -97,15 +97,6 @@ class Picture:
     width: int
     height: int
     data: bytes
-
-
-Pictures = Callable[[bytes], AbstractContextManager[Picture]]
-"""How a picture is come by: decoded here, under a watchdog or in a sandbox, for the length of a `with` block."""
-
-
-def decoded(data: bytes) -> AbstractContextManager[Picture]:
-    """`decode` as `Pictures`, in this thread and without a guard."""
-    return nullcontext(decode(data))
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:

@@ -1,9 +1,9 @@
-"""Pictures are decoded one after the other in a process of their own, which may crash, hang or eat memory.
+"""Pictures and sounds are decoded one by one in a process of their own, which may crash, hang or eat memory.
 
-Encoded bytes go in over a pipe; what comes back is JSON and plain pixels (never pickle), and is checked. A process
-that dies names its culprit: the picture it had. The caller only ever sees `Rejected`, and the next picture gets a fresh
+Encoded bytes go in over a pipe; what comes back is JSON and plain numbers (never pickle), and is checked. A process
+that dies names its culprit: the sample it had. The caller only ever sees `Rejected`, and the next one gets a fresh
 process. The child has no credentials in its environment, can open next to no files, may take `MEMORY_BYTES` beyond
-what it starts with, and is killed when a picture takes longer than `SAMPLE_SECONDS`.
+what it starts with, and is killed when a sample takes longer than `SAMPLE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import IO
 import numpy as np
 
 from mmstream.errors import MmstreamError, Reason, Rejected
+from mmstream.media import audio
+from mmstream.media.audio import MAX_BYTES, Sound
 from mmstream.media.image import MAX_PIXELS, Picture, decode
 
 SAMPLE_SECONDS = 30.0
@@ -30,6 +32,8 @@ MEMORY_BYTES = 1 << 30
 _OPEN_FILES = 16
 _GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
 _LENGTH_BYTES = 8
+_PICTURE, _SOUND = b"P", b"S"
+_NAMES = {_PICTURE: "picture", _SOUND: "sound"}
 _READY = b"ready\n"
 _LINE_BYTES = 1 << 16
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -63,27 +67,36 @@ class Sandbox:
                 self._reap(self._child)
 
     def picture(self, data: bytes) -> AbstractContextManager[Picture]:
-        """`decode` as `image.Pictures`."""
-        return nullcontext(self.decode(data))
-
-    def decode(self, data: bytes) -> Picture:
         """The same as `image.decode` gives.
 
         Raises:
             Rejected: as there; `decode_timeout` or `decoder_crash` where the child had to be killed, or died.
         """
+        rgb, _ = self._decode(_PICTURE, data)
+        return nullcontext(Picture(rgb, rgb.shape[1], rgb.shape[0], data))
+
+    def sound(self, data: bytes) -> AbstractContextManager[Sound]:
+        """The same as `audio.decode` gives.
+
+        Raises:
+            Rejected: as there; `decode_timeout` or `decoder_crash` where the child had to be killed, or died.
+        """
+        samples, rate = self._decode(_SOUND, data)
+        return nullcontext(Sound(samples, rate, data))
+
+    def _decode(self, kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
         with self._turn:
             try:
-                return self._attempt(data)
+                return self._attempt(kind, data)
             except _Died as first:
                 if first.code != -signal.SIGKILL or not first.in_time:
-                    raise _rejected(first, data) from first
-            try:  # someone else killed it: the system, for want of memory, or a person. It may not be this picture.
-                return self._attempt(data)
+                    raise _rejected(first, kind, data) from first
+            try:  # someone else killed it: the system, for want of memory, or a person. It may not be this sample.
+                return self._attempt(kind, data)
             except _Died as second:
-                raise _rejected(second, data) from second
+                raise _rejected(second, kind, data) from second
 
-    def _attempt(self, data: bytes) -> Picture:
+    def _attempt(self, kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
         child = self._child = self._child or _start()
         expired = threading.Event()
 
@@ -94,7 +107,7 @@ class Sandbox:
         timer = threading.Timer(SAMPLE_SECONDS, expire)
         timer.start()
         try:
-            return _ask(child, data)
+            return _ask(child, kind, data)
         except (EOFError, BrokenPipeError):
             code = self._reap(child)  # before the timer ends: it may have let go of the pipes and still live
             raise _Died(code, in_time=not expired.is_set()) from None
@@ -112,11 +125,12 @@ class Sandbox:
         return child.wait()
 
 
-def _rejected(died: _Died, data: bytes) -> Rejected:
+def _rejected(died: _Died, kind: bytes, data: bytes) -> Rejected:
+    what = _NAMES[kind]
     if not died.in_time or died.code == -signal.SIGALRM:
-        detail = f"no picture after {SAMPLE_SECONDS:g} s, the limit for one, from {len(data):,} bytes"
+        detail = f"no {what} after {SAMPLE_SECONDS:g} s, the limit for one, from {len(data):,} bytes"
         return Rejected(Reason.DECODE_TIMEOUT, detail)
-    detail = f"the decoder died ({died}) of a picture of {len(data):,} bytes; it may take {MEMORY_BYTES >> 20:,} MiB"
+    detail = f"the decoder died ({died}) of a {what} of {len(data):,} bytes; it may take {MEMORY_BYTES >> 20:,} MiB"
     return Rejected(Reason.DECODER_CRASH, detail)
 
 
@@ -144,53 +158,55 @@ def _start() -> subprocess.Popen[bytes]:
     return child
 
 
-def _ask(child: subprocess.Popen[bytes], data: bytes) -> Picture:
-    """The child's answer. Raises EOFError or BrokenPipeError where it is gone."""
+def _ask(child: subprocess.Popen[bytes], kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
+    """The child's answer, an array and a rate. Raises EOFError or BrokenPipeError where it is gone."""
     assert child.stdin and isinstance(child.stdout, BufferedReader)
-    _send(child.stdin, data)
+    _send(child.stdin, kind, data)
     line = child.stdout.readline(_LINE_BYTES)
     if not line:
         raise EOFError
     try:
-        height, width = _told(line)
+        shape, rate = _told(kind, line)
     except (ValueError, KeyError, TypeError) as e:
         child.kill()  # a line cut short, or what no child of ours says
         raise EOFError from e
-    rgb = np.empty((height, width, 3), np.uint8)
-    if child.stdout.readinto(rgb.data.cast("B")) != rgb.nbytes:
+    array = np.empty(shape, np.uint8 if kind == _PICTURE else np.float32)
+    if child.stdout.readinto(array.data.cast("B")) != array.nbytes:
         raise EOFError
-    return Picture(rgb, width, height, data)
+    return array, rate
 
 
-def _send(pipe: IO[bytes], data: bytes) -> None:
-    pipe.write(len(data).to_bytes(_LENGTH_BYTES, "little"))
+def _send(pipe: IO[bytes], kind: bytes, data: bytes) -> None:
+    pipe.write(kind + len(data).to_bytes(_LENGTH_BYTES, "little"))
     pipe.write(data)
     pipe.flush()
 
 
-def _told(line: bytes) -> tuple[int, int]:
-    """(height, width) from an answer's first line, checked: a decoder that was taken over may write anything."""
+def _told(kind: bytes, line: bytes) -> tuple[tuple[int, ...], int]:
+    """(shape, rate) from an answer's first line, checked: a decoder that was taken over may write anything."""
     answer = json.loads(line)
     if "reason" in answer:
         raise Rejected(Reason(answer["reason"]), str(answer["detail"]))
-    height, width = int(answer["height"]), int(answer["width"])
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+    shape, rate = tuple(int(n) for n in answer["shape"]), int(answer["rate"])
+    is_picture = len(shape) == 3 and shape[2] == 3 and shape[0] * shape[1] <= MAX_PIXELS
+    is_sound = len(shape) == 2 and 4 * shape[0] * shape[1] <= MAX_BYTES + 4 * shape[1] and rate > 0
+    if min(shape) <= 0 or not (is_picture if kind == _PICTURE else is_sound):
         raise ValueError(answer)
-    return height, width
+    return shape, rate
 
 
 def _serve() -> None:
-    """The child: pictures from stdin to what was stdout, until stdin ends."""
+    """The child: samples from stdin to what was stdout, until stdin ends."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a decoder prints is no answer
     _confine()
     answers.write(_READY)
     answers.flush()
-    while length := requests.read(_LENGTH_BYTES):
-        data = requests.read(int.from_bytes(length, "little"))
+    while kind := requests.read(1):
+        data = requests.read(int.from_bytes(requests.read(_LENGTH_BYTES), "little"))
         # The system's own alarm needs no thread and no interpreter lock, and ends the process.
         signal.setitimer(signal.ITIMER_REAL, SAMPLE_SECONDS + _GRACE_SECONDS)
-        _answer(data, answers)
+        _answer(kind, data, answers)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -205,14 +221,18 @@ def _confine() -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _answer(data: bytes, answers: IO[bytes]) -> None:
+def _answer(kind: bytes, data: bytes, answers: IO[bytes]) -> None:
     try:
-        picture = decode(data)
+        if kind == _PICTURE:
+            array, rate = decode(data).rgb, 0
+        else:
+            sound = audio.decode(data)
+            array, rate = sound.samples, sound.rate
     except Rejected as e:
         answers.write(json.dumps({"reason": e.reason, "detail": e.detail}).encode() + b"\n")
     else:
-        answers.write(json.dumps({"height": picture.height, "width": picture.width}).encode() + b"\n")
-        answers.write(picture.rgb.data.cast("B"))
+        answers.write(json.dumps({"shape": array.shape, "rate": rate}).encode() + b"\n")
+        answers.write(np.ascontiguousarray(array).data.cast("B"))
     answers.flush()
 
 

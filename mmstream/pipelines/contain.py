@@ -18,8 +18,10 @@ from ray import get_runtime_context
 from ray.experimental import internal_kv
 
 from mmstream.errors import MmstreamError, Reason, Rejected
-from mmstream.media import sandbox
-from mmstream.media.image import Picture, Pictures, decode
+from mmstream.media import audio, sandbox
+from mmstream.media.audio import Sound
+from mmstream.media.decoding import Decoder
+from mmstream.media.image import Picture, decode
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.pipelines.watchdog import Watchdog
 
@@ -34,8 +36,8 @@ class Containment:
     run: str
 
     @contextmanager
-    def chunk(self, info: ChunkInfo) -> Generator[Pictures]:
-        """How the pictures of this chunk are to be decoded, while it is at work in this actor.
+    def chunk(self, info: ChunkInfo) -> Generator[Decoder]:
+        """How the samples of this chunk are to be decoded, while it is at work in this actor.
 
         Raises:
             MmstreamError: the chunk has cost `MAX_DEATHS` actors.
@@ -51,10 +53,10 @@ class Containment:
             if in_sandbox:
                 internal_kv._internal_kv_put(contained, b"1")
                 with sandbox.Sandbox() as child:
-                    yield child.picture
+                    yield child
             else:
                 with Watchdog(sandbox.SAMPLE_SECONDS, sandbox.MEMORY_BYTES) as watchdog:
-                    yield _Watched(watchdog).picture
+                    yield _Watched(watchdog)
         finally:
             internal_kv._internal_kv_del(mark)
 
@@ -104,6 +106,11 @@ class _Watched:
                 return
         with self._one_large, self._watchdog.work(what):
             yield decode(data)
+
+    @contextmanager
+    def sound(self, data: bytes) -> Generator[Sound]:
+        with self._watchdog.work(f"a sound of {len(data):,} bytes"):
+            yield audio.decode(data)
 
 
 def _unless_large(data: bytes) -> Picture | None:

@@ -65,9 +65,9 @@ class _Encode:
         watch = Stopwatch()
         watch.add("read", time.perf_counter() - self.idle_since)
         info, samples = from_row(row)
-        with self.contained.chunk(info) as pictures:
+        with self.contained.chunk(info) as decoder:
             rows, rejects = encode_chunk(
-                info, samples, self.encoder, self.fields, pool=self.pool, watch=watch, pictures=pictures
+                info, samples, self.encoder, self.fields, pool=self.pool, watch=watch, decoder=decoder
             )
             with watch("write"):
                 result = ChunkResult(

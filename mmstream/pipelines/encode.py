@@ -1,7 +1,7 @@
 """One chunk of samples becomes rows with vectors and rejects: the pure middle of `embed` and `evaluate`.
 
 No sample vanishes: each ends as one row or as one reject with its reason. A sample needs only what the encoder can
-use: a picture, a caption or both; what is absent is null in the row.
+use: a picture, a caption, a sound; what is absent is null in the row.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import pyarrow as pa
 
 from mmstream.encoders.base import Encoder
 from mmstream.errors import Reason, Rejected
-from mmstream.media.image import Pictures, decoded
+from mmstream.media.decoding import Decoder, Direct
 from mmstream.media.text import clean, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
 from mmstream.telemetry import Stopwatch
 
+_HERE = Direct()
+
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample that is ready for the encoder."""
+    """One sample that is ready for the encoder: `parts` are pixels, a caption and features of a sound, by modality."""
 
     about: dict[str, Any]
     offset: int  # of its first header in the shard
-    pixels: np.ndarray | None
-    caption: str | None
+    parts: dict[str, Any]
 
 
 def encode_chunk(
@@ -42,11 +43,11 @@ def encode_chunk(
     *,
     pool: ThreadPoolExecutor,
     watch: Stopwatch,
-    pictures: Pictures = decoded,
+    decoder: Decoder = _HERE,
 ) -> tuple[pa.Table, pa.Table]:
     """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
 
-    Decoding (by way of `pictures`) and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest
+    Decoding (by way of `decoder`) and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest
     is among the rejects.
     """
     columns = {name: samples[name].combine_chunks() for name in samples.column_names}
@@ -55,7 +56,7 @@ def encode_chunk(
         # Here and not before: only the bytes of samples at work are held as Python objects.
         sample = {name: column[row].as_py() for name, column in columns.items()}
         try:
-            return _prepare(sample, encoder, fields, pictures)
+            return _prepare(sample, encoder, fields, decoder)
         except Rejected as e:
             return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
 
@@ -73,7 +74,7 @@ def encode_chunk(
     return rows, pa.Table.from_pylist(rejects, schema=REJECT)
 
 
-def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], pictures: Pictures) -> _Sample:
+def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], decoder: Decoder) -> _Sample:
     if sample["reason"] is not None:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
     metadata = parse_object(sample["json"])
@@ -88,15 +89,19 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], pi
         **dict.fromkeys(("width", "height", "image_offset", "image_bytes")),
         **{field: _as_text(metadata.get(field)) for field in fields},
     }
-    if "image" not in encoder.modalities or sample["image"] is None:
-        if caption is None:
-            wanted = " or ".join(encoder.modalities)
-            raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
-        return _Sample(about, sample["offset"], None, caption)
-    with pictures(sample["image"]) as picture:
-        about["width"], about["height"] = picture.width, picture.height
-        about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
-        return _Sample(about, sample["offset"], encoder.preprocess(picture), caption)
+    parts: dict[str, Any] = {} if caption is None else {"text": caption}
+    if "image" in encoder.modalities and sample["image"] is not None:
+        with decoder.picture(sample["image"]) as picture:
+            about["width"], about["height"] = picture.width, picture.height
+            about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
+            parts["image"] = encoder.preprocess(picture)
+    if "audio" in encoder.modalities and sample["audio"] is not None:
+        with decoder.sound(sample["audio"]) as sound:
+            parts["audio"] = encoder.listen(sound)
+    if not parts:
+        wanted = " or ".join(encoder.modalities)
+        raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
+    return _Sample(about, sample["offset"], parts)
 
 
 def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
@@ -144,26 +149,30 @@ def _vectors(ready: list[_Sample], encoder: Encoder) -> dict[str, np.ndarray]:
     vectors = {}
     for modality in encoder.modalities:
         table = np.full((len(ready), encoder.dimension), np.nan, np.float32)
-        if modality == "image":
-            pixels = {i: s.pixels for i, s in enumerate(ready) if s.pixels is not None}
-            if pixels:
-                table[list(pixels)] = encoder.embed_pixels(np.stack(list(pixels.values())))
-        else:
-            captions = {i: s.caption for i, s in enumerate(ready) if s.caption is not None}
-            if captions:
-                table[list(captions)] = encoder.embed_tokens(encoder.tokenize(list(captions.values())))
+        parts = {i: s.parts[modality] for i, s in enumerate(ready) if modality in s.parts}
+        if parts:
+            table[list(parts)] = _embedded(modality, list(parts.values()), encoder)
         vectors[modality] = table
     return vectors
+
+
+def _embedded(modality: str, parts: list[Any], encoder: Encoder) -> np.ndarray:
+    """float32 [n, d]"""
+    match modality:
+        case "image":
+            return encoder.embed_pixels(np.stack(parts))
+        case "text":
+            return encoder.embed_tokens(encoder.tokenize(parts))
+        case "audio":
+            return encoder.embed_sounds(parts)
+    raise ValueError(modality)
 
 
 def _rows(
     ready: list[_Sample], vectors: dict[str, np.ndarray], encoder: Encoder, fields: Sequence[str]
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows whose vectors are finite, and rejects for the others."""
-    present: dict[str, np.ndarray] = {
-        "image": np.array([s.pixels is not None for s in ready], bool),
-        "text": np.array([s.caption is not None for s in ready], bool),
-    }
+    present = {m: np.array([m in s.parts for s in ready], bool) for m in vectors}
     finite: dict[str, np.ndarray] = {m: np.asarray(np.isfinite(v).all(axis=1)) for m, v in vectors.items()}
     good = np.ones(len(ready), bool)
     for m in vectors:

@@ -141,9 +141,9 @@ class _Vectors:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         info, samples = from_row(row)
-        with self._contained.chunk(info) as pictures:
+        with self._contained.chunk(info) as decoder:
             rows, rejects = encode_chunk(
-                info, samples, self._encoder, (FITS,), pool=self._pool, watch=Stopwatch(), pictures=pictures
+                info, samples, self._encoder, (FITS,), pool=self._pool, watch=Stopwatch(), decoder=decoder
             )
         names = ["image_embedding", "text_embedding", FITS]
         columns = {name: as_list(rows[name]) for name in names}

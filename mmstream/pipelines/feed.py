@@ -142,8 +142,8 @@ class _Decode:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         info, samples = from_row(row)
-        with self.contained.chunk(info) as pictures:
-            batch, rejects = self._prepare(samples, info.epoch, pictures)
+        with self.contained.chunk(info) as decoder:
+            batch, rejects = self._prepare(samples, info.epoch, decoder)
         if info.damage:
             about = {"shard": info.shard, "row": info.first_row + info.num_samples, "offset": info.damage.offset}
             why = {"reason": info.damage.reason, "detail": info.damage.detail}

@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.errors import Reason, Rejected
-from mmstream.media.image import Pictures, decoded
+from mmstream.media.decoding import Decoder, Direct
 from mmstream.media.text import Tokenizer, clean, parse_object
 from mmstream.models.card import Preprocessing
 from mmstream.schema import REJECT
+
+_HERE = Direct()
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,10 @@ class Prepare:
     captions: str | None  # the JSON field with a list of captions
     seed: int
 
-    def __call__(
-        self, samples: pa.Table, epoch: int, pictures: Pictures = decoded
-    ) -> tuple[Batch, list[dict[str, Any]]]:
+    def __call__(self, samples: pa.Table, epoch: int, decoder: Decoder = _HERE) -> tuple[Batch, list[dict[str, Any]]]:
         """Samples (schema.SAMPLE) → what can be used, in their order, and reject rows (schema.REJECT) for the rest.
 
-        Decoding goes by way of `pictures`.
+        Decoding goes by way of `decoder`.
 
         Which of several captions is drawn depends on the seed, the epoch and the sample alone; whether a sample is
         rejected does not depend on the epoch.
@@ -65,7 +65,7 @@ class Prepare:
         pixels, texts, ids, rejects = [], [], [], []
         for sample in samples.to_pylist():
             try:
-                image, captions = self._pixels(sample, pictures), captions_of(sample, self.captions)
+                image, captions = self._pixels(sample, decoder), captions_of(sample, self.captions)
             except Rejected as e:
                 rejects.append(_reject(sample, e))
                 continue
@@ -79,12 +79,12 @@ class Prepare:
             np.array(ids, np.int64),
         ), rejects
 
-    def _pixels(self, sample: dict[str, Any], pictures: Pictures) -> np.ndarray:
+    def _pixels(self, sample: dict[str, Any], decoder: Decoder) -> np.ndarray:
         if sample["reason"]:
             raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
         if sample["image"] is None:
             raise Rejected(Reason.MISSING_MEMBER, "no image, and training needs one")
-        with pictures(sample["image"]) as picture:
+        with decoder.picture(sample["image"]) as picture:
             return self.preprocessing.pixels(picture)
 
 

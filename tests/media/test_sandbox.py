@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from mmstream.errors import Reason, Rejected
-from mmstream.media import sandbox
-from mmstream.media.image import decode
+from mmstream.media import audio, sandbox
+from mmstream.media.image import Picture, decode
 from mmstream.media.sandbox import Sandbox
 
 HOSTILE = Path(__file__).parents[1] / "hostile" / "sitecustomize.py"
@@ -41,8 +42,26 @@ def struck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def reason(child: Sandbox, data: bytes) -> tuple[Reason, str]:
     with pytest.raises(Rejected) as caught:
-        child.decode(data)
+        picture(child, data)
     return caught.value.reason, caught.value.detail
+
+
+def picture(child: Sandbox, data: bytes) -> Picture:
+    with child.picture(data) as found:
+        return found
+
+
+def test_sounds_and_rejects_are_those_of_decode_and_take_turns_with_pictures() -> None:
+    out = io.BytesIO()
+    soundfile.write(out, np.random.default_rng(0).normal(0, 0.1, (8_000, 2)), 8_000, format="FLAC")
+    with Sandbox() as child:
+        with child.sound(out.getvalue()) as sound:
+            assert (sound.rate, sound.samples.shape) == (8_000, (8_000, 2))
+            assert np.array_equal(sound.samples, audio.decode(out.getvalue()).samples)
+        picture(child, GOOD)
+        with pytest.raises(Rejected, match="no sound") as caught:
+            child.sound(b"no sound at all, and that is all")
+        assert caught.value.reason == Reason.AUDIO
 
 
 def test_pictures_and_rejects_are_those_of_decode(shared: Path) -> None:
@@ -54,7 +73,7 @@ def test_pictures_and_rejects_are_those_of_decode(shared: Path) -> None:
             except Rejected as e:
                 assert reason(child, data) == (e.reason, e.detail), path.name
             else:
-                found = child.decode(data)
+                found = picture(child, data)
                 assert np.array_equal(found.rgb, expected.rgb), path.name
                 assert (found.width, found.height, found.data) == (expected.width, expected.height, data)
 
@@ -71,23 +90,23 @@ def test_a_picture_that_takes_its_decoder_down_is_named_at_once_and_the_next_one
             found, detail = reason(child, GOOD + end)
             assert found == expected
             assert any(w in detail for w in why.split("|")), detail
-            assert np.array_equal(child.decode(GOOD).rgb, whole)
+            assert np.array_equal(picture(child, GOOD).rgb, whole)
     assert len(struck.read_text().splitlines()) == 4, "once for each"
 
 
 def test_a_child_that_someone_else_kills_costs_no_picture() -> None:
     whole = decode(GOOD).rgb
     with Sandbox() as child:
-        child.decode(GOOD)
+        picture(child, GOOD)
         assert child._child
         os.kill(child._child.pid, signal.SIGKILL)
-        assert np.array_equal(child.decode(GOOD).rgb, whole)
+        assert np.array_equal(picture(child, GOOD).rgb, whole)
 
 
 def test_a_child_has_no_credentials_and_few_files_and_ends_with_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     with Sandbox() as child:
-        child.decode(GOOD)
+        picture(child, GOOD)
         assert child._child
         process = Path("/proc") / str(child._child.pid)
         assert b"hidden" not in (process / "environ").read_bytes()

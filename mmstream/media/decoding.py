@@ -1,0 +1,35 @@
+"""How encoded bytes come to be a picture or a sound: here and now, under a watchdog, or in a sandbox.
+
+Whoever uses samples is handed a `Decoder` and does not know which. What it gives is valid for the length of a `with`
+block, so that one who counts what is held at once can do so.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from mmstream.media import audio, image
+from mmstream.media.audio import Sound
+from mmstream.media.image import Picture
+
+
+class Decoder(Protocol):
+    """
+    Raises:
+        Rejected: on entering, what cannot be decoded.
+    """
+
+    def picture(self, data: bytes) -> AbstractContextManager[Picture]: ...
+
+    def sound(self, data: bytes) -> AbstractContextManager[Sound]: ...
+
+
+class Direct:
+    """Decodes in the caller's thread, without a guard."""
+
+    def picture(self, data: bytes) -> AbstractContextManager[Picture]:
+        return nullcontext(image.decode(data))
+
+    def sound(self, data: bytes) -> AbstractContextManager[Sound]:
+        return nullcontext(audio.decode(data))
