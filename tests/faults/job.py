@@ -140,17 +140,20 @@ def embed_here(job: Job) -> None:
     module.embed(job.source, job.dest, model=MODEL, max_rejects=1.0)
 
 
-def _in_turn(opened: Any, ledger: Any, tasks: list, encoder: Any) -> dict[str, float]:
+def _in_turn(opened: Any, ledger: Any, tasks: list, encoder: Any) -> Any:
     """What Ray's stages do, one chunk after the other."""
     from mmstream.embeddings import writer
+    from mmstream.pipelines.embed import Ran
 
+    ran = Ran()
     for info, rows, rejects in encoded(tasks, encoder):
         place = {name: getattr(info, name) for name in ("shard", "chunk", "first_row", "num_samples", "end")}
         origin = {name: getattr(info, name) for name in ("damage", "source_bytes", "source_etag")}
         result = writer.ChunkResult(**place, **origin, rows=rows, rejects=rejects)
         generation = ledger.generations.get(info.shard, 0)
         ledger.add(writer.commit_chunk(opened.dest, result, encoder.fingerprint, generation))
-    return {}
+        ran.num_rows += rows.num_rows
+    return ran
 
 
 def encoded(tasks: list, encoder: Any) -> Iterator[tuple[Any, pa.Table, pa.Table]]:
