@@ -234,11 +234,17 @@ def audit(
 
 
 @verb(app, "repair", "mmstream repair s3://bucket/emb")
-def repair(dest: Dest) -> Any:
+def repair(
+    dest: Dest,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards as embed was given them; needed where the catalog is lost.", metavar="SRC"),
+    ] = None,
+) -> Any:
     """Make anew what is lost or damaged in an embedding set, from its source, and just that."""
     from mmstream.pipelines.repair import repair
 
-    return repair(dest)
+    return repair(dest, source or ())
 
 
 @verb(app, "gc", "mmstream gc s3://bucket/emb --dry-run")

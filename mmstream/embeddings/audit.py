@@ -110,7 +110,8 @@ class _Audit:
         self.root, self.source = root, source
         self.manifests: dict[int, str] = {}
         self.folded: dict[int, dict[int, str]] = {}  # shard → generation → URL
-        self.begun: set[int] = set()  # shards that have records of chunks
+        self.begun: dict[int, int] = {}  # shard that has records of chunks → their highest generation
+        self.lost_catalog = False
         self.unknown: list[str] = []
         self.found = Findings()
 
@@ -118,6 +119,7 @@ class _Audit:
         self._list()
         manifest = self._manifest()
         catalog = self._catalog(manifest) if manifest else None
+        self.lost_catalog = manifest is not None and not catalog
         terms = Terms(self.root, manifest, self.source)
         shards = sorted({*(catalog or {}), *self.folded, *self.begun})
         with Progress("audit", len(shards), "shards", rate_of="rows") as progress:
@@ -143,11 +145,14 @@ class _Audit:
         )
 
     def _next(self, manifest: Manifest | None) -> list[list[str]]:
-        if manifest and not manifest.finished:
+        if manifest is None:
+            return [["embed", "SRC", self.root]] if not self.manifests else []
+        if not manifest.finished:
             return [self._to_go_on(manifest)]
         if self.found.differences:
             replay = self.source and (self.found.damaged or self.found.rejects)  # for sources that were mended
-            return [["repair", self.root], *([["rejects", self.root, "--replay"]] if replay else [])]
+            repair = ["repair", self.root, *(["--source", "SRC"] if self.lost_catalog else [])]
+            return [repair, *([["rejects", self.root, "--replay"]] if replay else [])]
         if self.found.unchecked:
             return [["audit", self.root, *(["--source"] if self.source else [])]]
         return [["index", "build", self.root, f"{self.root}-index"]]
@@ -164,7 +169,7 @@ class _Audit:
             if name := _FOLDED.fullmatch(path):
                 self.folded.setdefault(int(name[1]), {})[int(name[2])] = file.url
             elif name := _CHUNK.fullmatch(path):
-                self.begun.add(int(name[1]))
+                self.begun[int(name[1])] = max(self.begun.get(int(name[1]), -1), int(name[3]))
             elif name := _MANIFEST.fullmatch(path):
                 self.manifests[int(name[1])] = file.url
             elif not _OTHER.fullmatch(path) and len(self.unknown) < SHOWN_UNKNOWN:
@@ -174,12 +179,14 @@ class _Audit:
 
     def _manifest(self) -> Manifest | None:
         try:
-            manifest = _highest_valid(Manifest, self.manifests, self.found)
+            newest = _newest(Manifest, self.manifests, self.found)
         except UnreachableError as e:
             self.found.cannot_read("manifest", e)
             return None
+        manifest = newest[1] if newest else None
         if manifest is None:
-            self.found.differ("manifests", "a valid one", f"none of {len(self.manifests)}")
+            what_to_do = f"none of {len(self.manifests)}; without such files, the same embed command begins anew and "
+            self.found.differ("manifests", "a valid one", f"{what_to_do}takes up all records that fit")
         elif not manifest.finished:
             self.found.differ("manifest", "finished", "unfinished")
         return manifest
@@ -224,45 +231,41 @@ class _Audit:
         return found
 
     def _record(self, shard: int, source: Source | None, found: Findings) -> ShardRecord | None:
-        """The record that counts: the newest folded one; where it is damaged or of another source, what the records of
-        the chunks make; where these have gaps, an older folded one; and at worst whatever there is."""
-        folded = self.folded.get(shard, {})
-        newest, is_unread = max(folded, default=0), False
+        """The record that counts: the folded one of the highest valid generation, with what newer records of chunks say
+        in its place, if that makes a whole; at worst whatever there is."""
         try:
-            if record := _highest_valid(ShardRecord, {g: u for g, u in folded.items() if g == newest}, found, source):
-                return record
+            generation, folded = self._folded(shard, source, found)
         except UnreachableError as e:
             found.cannot_read("record of the shard", e)
-            is_unread = True
-        of_chunks = self._of_chunks(shard, source, found)
-        if not folded:
+            made = self._of_chunks(shard, -1, source, found)
+            return _made_of(shard, made) if _is_whole(made) else None  # what is below it may have been replaced
+        since = self._of_chunks(shard, generation, source, found)
+        chunks = {**{c.chunk: c for c in folded.chunks}, **since} if folded else since
+        if not self.folded.get(shard):
             found.differ("record of the shard", "one", "none")
-        if of_chunks and of_chunks.chunks[-1].end and of_chunks.chunks[-1].chunk == len(of_chunks.chunks) - 1:
-            return of_chunks
-        if is_unread:
-            return None  # what is below it may have been replaced
-        unnamed = Findings()  # what is below the newest has been replaced: no difference, whatever became of it
-        older = _highest_valid(ShardRecord, folded, unnamed, source) or _highest_valid(ShardRecord, folded, unnamed)
-        return older or of_chunks
+        if folded and (chunks == {c.chunk: c for c in folded.chunks} or not _is_whole(chunks)):
+            return folded
+        if folded and generation == max(self.folded[shard]):
+            found.differ("record of the shard", "one with all records of its chunks", f"generation {generation}")
+        other = None if _is_whole(chunks) else _newest(ShardRecord, self.folded.get(shard, {}), Findings())
+        return other[1] if other else _made_of(shard, chunks)
 
-    def _of_chunks(self, shard: int, source: Source | None, found: Findings) -> ShardRecord | None:
-        """The chunks' records folded here, gaps or not; None where there is none."""
+    def _folded(self, shard: int, source: Source | None, found: Findings) -> tuple[int, ShardRecord | None]:
+        """The folded record of this source, with its generation; -1 and None where there is none."""
+        generations = self.folded.get(shard, {})
+        newest = {g: url for g, url in generations.items() if g == max(generations)}
+        # What is below the newest has been replaced: no difference, whatever became of it.
+        best = _newest(ShardRecord, newest, found, source) or _newest(ShardRecord, generations, Findings(), source)
+        return best or (-1, None)
+
+    def _of_chunks(self, shard: int, above: int, source: Source | None, found: Findings) -> dict[int, ChunkRecord]:
+        """The records of chunks that are of a higher generation than `above`."""
         generations: dict[int, dict[int, str]] = {}
-        for file in list_files(join(self.root, f"commits/{shard:06}")) if shard in self.begun else []:
-            if name := _CHUNK.fullmatch(below(self.root, file.url)):
+        for file in list_files(join(self.root, f"commits/{shard:06}")) if self.begun.get(shard, -1) > above else []:
+            if (name := _CHUNK.fullmatch(below(self.root, file.url))) and int(name[3]) > above:
                 generations.setdefault(int(name[2]), {})[int(name[3])] = file.url
-        valid = [_highest_valid(ChunkRecord, urls, found, source) for _, urls in sorted(generations.items())]
-        chunks = [chunk for chunk in valid if chunk is not None]
-        if not chunks:
-            return None
-        return ShardRecord(
-            shard=shard,
-            num_samples=sum(c.num_samples for c in chunks),
-            num_rows=sum(c.num_rows for c in chunks),
-            num_rejects=dict(sum((Counter(c.num_rejects) for c in chunks), Counter())),
-            damage=chunks[-1].damage,
-            chunks=chunks,
-        )
+        valid = {n: _newest(ChunkRecord, urls, found, source) for n, urls in sorted(generations.items())}
+        return {n: best[1] for n, best in valid.items() if best}
 
     def _check_totals(self, manifest: Manifest) -> None:
         if manifest.totals is None:
@@ -279,12 +282,12 @@ class _Audit:
                 self.found.differ(f"total {name}", expected, value)
 
 
-def _highest_valid(
+def _newest(
     kind: type[R], generations: dict[int, str], found: Findings, source: Source | None = None
-) -> R | None:
+) -> tuple[int, R] | None:
     """The record of the highest generation that is one, and of this source if one is given. Each damaged one above it
     is a difference; one of another source is not: a source that was mended is recorded before the catalog names it."""
-    for _, url in sorted(generations.items(), reverse=True):
+    for generation, url in sorted(generations.items(), reverse=True):
         try:
             record = kind.from_bytes(read_bytes(url))
         except UsageError:
@@ -295,8 +298,33 @@ def _highest_valid(
             found.differ(f"record {url}", f"a valid {kind.__name__}", str(e).splitlines()[0])
         else:
             if source is None or getattr(record, "source", source) == source:
-                return record
+                return generation, record
     return None
+
+
+def _is_whole(chunks: dict[int, ChunkRecord]) -> bool:
+    """Whether they adjoin, from the first row of a shard to its end."""
+    next_row = 0
+    for number, (name, chunk) in enumerate(sorted(chunks.items())):
+        if name != number or chunk.first_row != next_row or chunk.end != (number == len(chunks) - 1):
+            return False
+        next_row += chunk.num_samples
+    return bool(chunks)
+
+
+def _made_of(shard: int, chunks: dict[int, ChunkRecord]) -> ShardRecord | None:
+    """The chunks' records folded here, gaps or not; None where there is none."""
+    if not chunks:
+        return None
+    ordered = [chunk for _, chunk in sorted(chunks.items())]
+    return ShardRecord(
+        shard=shard,
+        num_samples=sum(c.num_samples for c in ordered),
+        num_rows=sum(c.num_rows for c in ordered),
+        num_rejects=dict(sum((Counter(c.num_rejects) for c in ordered), Counter())),
+        damage=ordered[-1].damage,
+        chunks=ordered,
+    )
 
 
 def _in_order(call: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

@@ -9,14 +9,15 @@
 
 Names are made and taken apart here only. Everything is written once; n and g are generations, of which the highest
 valid one counts. Valid is what carries the right SHA-256 of itself and, of records, speaks of the source that the
-catalog names. A folded record that was damaged is made again from the chunk records below it; only where these have
-gaps does an older folded one count.
+catalog names. A chunk's record of a higher generation than its shard's folded one counts before what that says of the
+chunk: a folded record that was lost or damaged hides nothing that was committed since the one before it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from mmstream.errors import Reason, RefusedError
-from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord
+from mmstream.errors import DifferencesError, Reason, RefusedError, UsageError
+from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord, Totals
 from mmstream.storage.files import join, list_files, read_bytes
 
 READ_THREADS = 16
@@ -137,6 +138,12 @@ class Generations:
         """The first generation that no record of the shard has."""
         return max((names[0][0] for names in (self.folded, *self.chunks.values()) if names), default=-1) + 1
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether some chunk has a record that is newer than the folded ones: a repair or replay was killed."""
+        newest_chunk = max((of_chunk[0][0] for of_chunk in self.chunks.values()), default=-1)
+        return newest_chunk > (self.folded[0][0] if self.folded else -1)
+
 
 def list_records(root: str) -> dict[int, Generations]:
     """By shard, from one listing."""
@@ -202,11 +209,13 @@ def read_records(
 
 
 def _read_shard(shard: int, names: Generations, source: tuple[int, str]) -> ShardRecord | dict[int, ChunkRecord]:
-    if newest := highest_valid(ShardRecord, names.folded[:1], shard, source):
-        return newest
-    chunks = _that_count(read_chunk_records(shard, names, source))
-    older = highest_valid(ShardRecord, names.folded[1:], shard, source) if fold(chunks) is None else None
-    return older or chunks
+    generation, folded = highest_valid(ShardRecord, names.folded, shard, source) or (-1, None)
+    before = {c.chunk: c for c in folded.chunks} if folded else {}
+    newer = {n: [(g, url) for g, url in of_chunk if g > generation] for n, of_chunk in names.chunks.items()}
+    since = read_chunk_records(shard, Generations(chunks=newer), source)
+    chunks = _that_count(before | since)
+    # Of chunks that do not make a whole with it, nothing says that they are better than the folded record.
+    return folded if folded and (before == chunks or fold(chunks) is None) else chunks
 
 
 def _that_count(chunks: dict[int, ChunkRecord]) -> dict[int, ChunkRecord]:
@@ -227,7 +236,8 @@ def next_generations(names: Mapping[int, Generations], records: Records) -> dict
     return {
         shard: of_shard.next
         for shard, of_shard in names.items()
-        if shard not in records.shards and of_shard.chunks.keys() - records.chunks.get(shard, {}).keys()
+        if shard not in records.shards
+        and (of_shard.folded or of_shard.chunks.keys() - records.chunks.get(shard, {}).keys())
     }
 
 
@@ -235,21 +245,23 @@ def read_chunk_records(shard: int, names: Generations, source: tuple[int, str]) 
     """The chunk records of a shard that count, by chunk."""
     chunks = {}
     for chunk, of_chunk in names.chunks.items():
-        record = highest_valid(ChunkRecord, of_chunk, shard, source)
+        _, record = highest_valid(ChunkRecord, of_chunk, shard, source) or (-1, None)
         if record is not None and record.chunk == chunk:
             chunks[chunk] = record
     return chunks
 
 
-def highest_valid(kind: type[C], names: Iterable[tuple[int, str]], shard: int, source: tuple[int, str]) -> C | None:
-    """The first of `names` that holds a valid record of this shard and source."""
-    for _, url in names:
+def highest_valid(
+    kind: type[C], names: Iterable[tuple[int, str]], shard: int, source: tuple[int, str]
+) -> tuple[int, C] | None:
+    """The first of `names` that holds a valid record of this shard and source, with its generation."""
+    for generation, url in names:
         try:
             record = parse(kind, read_bytes(url), url)
-        except InvalidRecordError:
-            continue  # what counts instead is the next one; `mmstream audit` names this one
+        except (InvalidRecordError, UsageError):
+            continue  # damaged, or gone since the listing: the next one counts, and `mmstream audit` names this one
         if record.shard == shard and record.source == source:
-            return record
+            return generation, record
     return None
 
 
@@ -282,3 +294,38 @@ def fold(chunks: dict[int, ChunkRecord]) -> ShardRecord | None:
         damage=ordered[-1].damage,
         chunks=ordered,
     )
+
+
+def check_totals(root: str, stored: StoredManifest, found: Totals) -> None:
+    """Compares what the records of a set say with what its manifest vouches for.
+
+    Raises:
+        RefusedError: they differ, and the manifest is no longer the one that counts.
+        DifferencesError: they differ.
+    """
+    vouched = stored.manifest.totals
+    if vouched is None or found == vouched:
+        return
+    now = latest_manifest(root)
+    if now is None or now.sha256 != stored.sha256:
+        raise RefusedError(f"{root}: the set was changed meanwhile by another command. Run it again.")
+    raise DifferencesError(
+        f"{root}: records of {found.shards:,} shards with {found.rows:,} rows and {sum(found.rejects.values()):,} "
+        f"rejects are there, the manifest says {vouched.shards:,} with {vouched.rows:,} and "
+        f"{sum(vouched.rejects.values()):,}. Something was lost: `mmstream audit {root}` names it, `mmstream repair "
+        f"{root}` makes it anew."
+    )
+
+
+def totals_of(shards: Iterable[ShardRecord]) -> Totals:
+    """What the records of a set's shards say together. Their chunks are not looked at."""
+    num_shards = num_samples = num_rows = 0
+    rejects: Counter[str] = Counter()
+    damaged = []
+    for record in shards:
+        num_shards, num_samples, num_rows = num_shards + 1, num_samples + record.num_samples, num_rows + record.num_rows
+        rejects.update(record.num_rejects)
+        if record.damage:
+            damaged.append(record.shard)
+    counted = dict(sorted(rejects.items()))
+    return Totals(shards=num_shards, samples=num_samples, rows=num_rows, rejects=counted, damaged=sorted(damaged))

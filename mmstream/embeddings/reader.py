@@ -14,7 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmstream.embeddings.layout import latest_manifest, read_records
+from mmstream.embeddings.layout import StoredManifest, check_totals, latest_manifest, read_records, totals_of
 from mmstream.errors import DifferencesError, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, ShardRecord, StoredObject
 from mmstream.storage.files import absolute, join, read_bytes
@@ -58,8 +58,15 @@ class EmbeddingSet:
     """A folder that `embed` filled. Opening reads one manifest; records and data are read when asked for."""
 
     url: str
-    manifest: Manifest
-    manifest_sha256: str
+    stored: StoredManifest
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.stored.manifest
+
+    @property
+    def manifest_sha256(self) -> str:
+        return self.stored.sha256
 
     @staticmethod
     def open(url: str, *, finished: bool = True) -> EmbeddingSet:
@@ -78,7 +85,7 @@ class EmbeddingSet:
                 f"{url}: this embedding set is unfinished (manifest: finished is false). "
                 "Run the same `mmstream embed` again: it goes on where it stopped."
             )
-        return EmbeddingSet(url, manifest, found.sha256)
+        return EmbeddingSet(url, found)
 
     @cached_property
     def catalog(self) -> pa.Table:
@@ -97,14 +104,13 @@ class EmbeddingSet:
 
     @cached_property
     def shards(self) -> list[ShardRecord]:
+        """
+        Raises:
+            DifferencesError: they are not what the manifest vouches for.
+            RefusedError: nor is that manifest the newest any more.
+        """
         records = list(read_records(self.url, self.catalog).finished().values())
-        totals = self.manifest.totals
-        if totals is not None and (len(records), sum(r.num_rows for r in records)) != (totals.shards, totals.rows):
-            raise DifferencesError(
-                f"{self.url}: records of {len(records)} shards are there, the manifest says {totals.shards} with "
-                f"{totals.rows:,} rows. Something was lost: `mmstream audit {self.url}` names it, `mmstream repair "
-                f"{self.url}` makes it anew."
-            )
+        check_totals(self.url, self.stored, totals_of(records))
         return records
 
     @property

@@ -22,10 +22,11 @@ from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import ExitCode
 from mmstream.pipelines.destination import check_vacant
-from mmstream.pipelines.embed import check_fields, limited
+from mmstream.pipelines.embed import check_fields
 from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import BUDGET_AT_END_FROM_SAMPLES, MAX_REJECTS
-from mmstream.pipelines.manifest import Asked, find, grown
+from mmstream.pipelines.manifest import Asked, fitting, grown, open_set
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.resources import LOGICAL_CPUS, Shares, cores, shares_of
 from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
@@ -112,15 +113,18 @@ def dry_run(
     """
     dest = absolute(dest)
     check_fields(fields)
-    catalog, start = limited(build_catalog(source), limit), time.perf_counter()
-    asked = Asked(catalog, load_encoder(model), tuple(fields), limit)
+    listed, stored = build_catalog(source), open_set(dest)
+    asked_catalog, start = limited(listed, limit, stored.catalog if stored else None), time.perf_counter()
+    asked = Asked(asked_catalog, load_encoder(model), tuple(fields), limit)
     load_seconds = time.perf_counter() - start
-    found = find(dest, asked)
+    found = fitting(stored, asked)
     if found is None:
         check_vacant(dest)
     catalog = asked.catalog if found is None else grown(found, asked, append=append)
     records = Records({}, {}) if found is None else read_records(dest, catalog)
     whole = records.finished()
+    if found and found.manifest.finished:
+        found.check_whole(whole)
     tasks = [task for task in shard_tasks(catalog) if task.shard not in whole]
     shares = _shares(len(tasks), found.manifest.threads if found else None, asked.encoder)
     return DryRunReport(

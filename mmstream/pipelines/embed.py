@@ -27,11 +27,12 @@ from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.destination import check_vacant
 from mmstream.pipelines.embed_report import NULLS, EmbedReport, report_of
 from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
-from mmstream.pipelines.manifest import Asked, OpenSet, begin, find, grown, say_what_matters
+from mmstream.pipelines.manifest import Asked, OpenSet, begin, fitting, grown, open_set, say_what_matters
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
-from mmstream.pipelines.source import ShardTask, from_row, num_rows
+from mmstream.pipelines.source import ShardTask, from_row
 from mmstream.schema import METADATA, ChunkRecord
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.files import absolute
@@ -135,28 +136,32 @@ def embed(
         UsageError: a source is missing, a model unknown, or no shard gave a sample.
         RefusedError: `dest` holds a set of another encoder, catalog or format, or one whose source has grown, without
             `append`; or it holds other things.
+        DifferencesError: `dest` holds a finished set that has lost something since; `repair` makes that anew.
         TooManyRejectsError: the share of rejects is over `max_rejects`; what was committed stays.
         UnreachableError: a store does not answer.
     """
     start, dest = time.monotonic(), absolute(dest)
     check_fields(fields)
-    catalog = limited(build_catalog(source), limit)
+    sources = [source] if isinstance(source, str) else list(source)
+    listed, stored = build_catalog(sources), open_set(dest, sources)
     encoder = load_encoder(model)
-    asked = Asked(catalog, encoder, tuple(fields), limit)
-    opened = find(dest, asked)
+    asked = Asked(limited(listed, limit, stored.catalog if stored else None), encoder, tuple(fields), limit)
+    opened = fitting(stored, asked)
     if opened is None:
         check_vacant(dest)
         start_ray()
-        opened = begin(dest, asked, encode_shares(catalog.num_rows).encoder_threads)
+        opened = begin(dest, asked, encode_shares(asked.catalog.num_rows).encoder_threads)
     catalog = grown(opened, asked, append=append)
-    is_whole = opened.manifest.finished and catalog.num_rows == opened.catalog.num_rows
-    if not is_whole and not catalog.equals(opened.catalog):
-        opened = opened.with_catalog(catalog)
     ledger = Ledger(dest, catalog, encoder.fingerprint, max_rejects)
-    if opened.manifest.finished and len(ledger.shards) == catalog.num_rows:
-        return report_of(opened.manifest, ledger, catalog, already=True)
-    ran = run(opened, ledger, ledger.plan(), encoder)
-    opened = opened.finished(ledger.finish(source if isinstance(source, str) else " ".join(source)))
+    tasks = ledger.plan()
+    if opened.manifest.finished:
+        opened.check_whole(ledger.shards)
+        if not tasks:
+            return report_of(opened.manifest, ledger, catalog, already=True)
+    if not catalog.equals(opened.catalog):
+        opened = opened.with_catalog(catalog)
+    ran = run(opened, ledger, tasks, encoder)
+    opened = opened.finished(ledger.finish(" ".join(sources)))
     absent = [f for f in fields if f not in ran.fields] if ran.num_rows else []
     for name in absent:
         warn(f"--field {name}: {NULLS}. Is it spelt as in the JSON?")
@@ -169,24 +174,6 @@ def check_fields(fields: Sequence[str]) -> None:
     if taken or len(set(fields)) < len(fields):
         what = f"{taken[0]} is a column already" if taken else "a name is given twice"
         raise UsageError(f"--field {' --field '.join(fields)}: {what}. A row has {', '.join(METADATA.names)} anyway.")
-
-
-def limited(catalog: pa.Table, limit: int | None) -> pa.Table:
-    """The catalog cut to the first shards that hold `limit` samples; the last of them has `max_rows`."""
-    if limit is None:
-        return catalog
-    if limit < 1:
-        raise UsageError(f"--limit {limit}: give a number of at least 1.")
-    kept, left = [], limit
-    for entry in catalog.to_pylist():
-        task = ShardTask(entry["shard"], entry["url"], entry["bytes"], entry["etag"], left, entry["sha256"])
-        rows = num_rows(task)
-        # A shard that is taken whole keeps no bound: behind one, damage at its end would go unseen.
-        kept.append({**entry, "max_rows": left if rows >= left else None})
-        left -= rows
-        if left <= 0:
-            break
-    return pa.Table.from_pylist(kept, schema=catalog.schema)
 
 
 @dataclass

@@ -21,8 +21,9 @@ from mmstream.encoders.build import load_encoder
 from mmstream.errors import UsageError
 from mmstream.metrics import retrieval
 from mmstream.pipelines.contain import Containment, containment
-from mmstream.pipelines.embed import encode_stage, limited, load_on_worker, tables_of
+from mmstream.pipelines.embed import encode_stage, load_on_worker, tables_of
 from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import as_list, from_row

@@ -35,9 +35,9 @@ from mmstream.media.text import Tokenizer
 from mmstream.models.card import Preprocessing, save_card
 from mmstream.models.dual import DualEncoder
 from mmstream.pipelines.contain import containment
-from mmstream.pipelines.embed import limited
 from mmstream.pipelines.evaluate import evaluate
 from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
+from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.resources import cores, our_errors, start_ray, streaming_context
 from mmstream.pipelines.survey import Survey, surveyed
 from mmstream.schema import REJECT

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import Records, fold, list_records, next_generations, read_records
+from mmstream.embeddings.layout import Records, fold, list_records, next_generations, read_records, totals_of
 from mmstream.embeddings.writer import commit_shard
 from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.read import shard_tasks
@@ -60,7 +60,8 @@ class Ledger:
         shards: folded records of finished shards, without their chunks where these are not needed: a run's driver
             holds the same for a shard of a thousand samples and one of a million.
         num_samples, num_rows, rejects: what is committed, over all runs.
-        num_encoded: samples that this run committed.
+        num_encoded, num_folded: samples that this run committed, and shards.
+        outrun: shards of which another driver had folded other records first; those count.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Ledger:
         self.dest = dest
         self.max_rejects = max_rejects
         self.num_encoded = 0
+        self.num_folded = 0
+        self.outrun: list[int] = []
         self.num_samples = 0
         self.num_rows = 0
         self.rejects: Counter[str] = Counter()
@@ -109,10 +112,10 @@ class Ledger:
                     f"the encoder's is {self._fingerprint}. Use another folder."
                 )
 
-    def _count(self, record: ChunkRecord | ShardRecord) -> None:
-        self.num_samples += record.num_samples
-        self.num_rows += record.num_rows
-        self.rejects.update(record.num_rejects)
+    def _count(self, record: ChunkRecord | ShardRecord, times: int = 1) -> None:
+        self.num_samples += times * record.num_samples
+        self.num_rows += times * record.num_rows
+        self.rejects.update({reason: times * n for reason, n in record.num_rejects.items()})
 
     def plan(self) -> list[ShardTask]:
         """Tasks for what is not committed; shards of which every chunk is there are folded on the way."""
@@ -142,10 +145,16 @@ class Ledger:
         record = fold(self._chunks.get(shard, {}))
         if record is None:
             return False
-        record = commit_shard(self.dest, record, self.generations.get(shard, 0))
-        self.shards[shard] = record if self._keeps_chunks else self._summed_up(record)
+        stored = commit_shard(self.dest, record, self.generations.get(shard, 0))
+        self.num_folded += 1
+        if stored != record:
+            self.outrun.append(shard)
+            self._count(record, -1)
+            self._count(stored)
+            self.rejects = +self.rejects  # without what came to nothing
+        self.shards[shard] = stored if self._keeps_chunks else self._summed_up(stored)
         del self._chunks[shard]
-        self._note(record)
+        self._note(stored)
         return True
 
     def _note(self, shard: ShardRecord) -> None:
@@ -194,13 +203,4 @@ class Ledger:
             why = f" (the first: {broken[0].reason}, {broken[0].detail})" if broken else ""
             raise UsageError(f"{source}: no shard gave a sample{why}. Are these WebDataset tars?")
         self._check_budget(BUDGET_AT_END_FROM_SAMPLES)
-        rejects: Counter[str] = Counter()
-        for record in self.shards.values():
-            rejects.update(record.num_rejects)
-        return Totals(
-            shards=len(self.shards),
-            samples=sum(s.num_samples for s in self.shards.values()),
-            rows=sum(s.num_rows for s in self.shards.values()),
-            rejects=dict(sorted(rejects.items())),
-            damaged=sorted(self.damaged),
-        )
+        return totals_of(self.shards.values())

@@ -7,18 +7,28 @@ manifest counts, so that a kill between any two writes leaves a set that the sam
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import catalog_path, latest_manifest, manifest_path
+from mmstream.embeddings.layout import (
+    InvalidRecordError,
+    StoredManifest,
+    catalog_path,
+    check_totals,
+    latest_manifest,
+    manifest_path,
+    totals_of,
+)
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import load_encoder
-from mmstream.errors import DifferencesError, RefusedError
+from mmstream.errors import RefusedError, UsageError
+from mmstream.pipelines.frozen import restored
 from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS
-from mmstream.schema import Manifest, Totals
+from mmstream.schema import Manifest, ShardRecord, Totals
 from mmstream.shards.catalog import extend_catalog, from_parquet, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import join, read_bytes
@@ -58,34 +68,43 @@ class OpenSet:
     """The set at `dest` as it is to be gone on with: its manifest, and the shards that this names."""
 
     dest: str
-    manifest: Manifest
+    stored: StoredManifest
     catalog: pa.Table
-    next_number: int
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.stored.manifest
+
+    def check_whole(self, shards: Mapping[int, ShardRecord]) -> None:
+        """Whether what is there of a finished set is what its manifest vouches for; `shards` may have others, too.
+
+        Raises:
+            DifferencesError: it is not.
+            RefusedError: the set was changed meanwhile.
+        """
+        mine = (record for shard, record in shards.items() if shard < self.catalog.num_rows)
+        check_totals(self.dest, self.stored, totals_of(mine))
 
     def with_manifest(self, **changes: Any) -> OpenSet:
         """The next generation of the manifest, published; above one that another driver of the same set was first with.
 
         Raises:
-            RefusedError: another driver gave the set other shards meanwhile.
+            RefusedError: another driver gave the set other shards meanwhile, or finished it with other totals.
         """
         manifest = self.manifest.model_copy(update=changes)
-        number = self.next_number
-        while not put_if_absent(join(self.dest, manifest_path(number)), manifest.to_bytes()):
+        number, data = self.stored.next_number, manifest.to_bytes()
+        while not put_if_absent(join(self.dest, manifest_path(number)), data):
             other = latest_manifest(self.dest)
-            if other and other.number >= number and other.manifest.catalog_sha256 != manifest.catalog_sha256:
-                raise RefusedError(
-                    f"{self.dest}: catalog differs: another run gave the set other shards meanwhile. "
-                    "What was committed stays; run the same command again."
-                )
+            if other and other.number >= number:
+                _check_agreed(self.dest, other.manifest, manifest)
             number += 1
-        return OpenSet(self.dest, manifest, self.catalog, number + 1)
+        stored = StoredManifest(number, number + 1, manifest, hashlib.sha256(data).hexdigest())
+        return OpenSet(self.dest, stored, self.catalog)
 
     def with_catalog(self, catalog: pa.Table) -> OpenSet:
         """The next generation of the catalog, and an unfinished manifest that names it, published."""
-        number = int(self.manifest.catalog.rsplit("/", 1)[1].split(".")[0]) + 1
-        path, sha256 = _publish_catalog(self.dest, catalog, number)
-        grown = OpenSet(self.dest, self.manifest, catalog, self.next_number)
-        return grown.with_manifest(
+        path, sha256 = _publish_catalog(self.dest, catalog, _number(self.manifest.catalog) + 1)
+        return OpenSet(self.dest, self.stored, catalog).with_manifest(
             catalog=path, catalog_sha256=sha256, finished=False, totals=None, libraries=libraries()
         )
 
@@ -94,10 +113,26 @@ class OpenSet:
         return self.with_manifest(finished=False, totals=None) if self.manifest.finished else self
 
     def finished(self, totals: Totals) -> OpenSet:
-        """With a manifest that says that nothing is missing; the one that is there, where it says just that."""
-        if self.manifest.finished and self.manifest.totals == totals:
+        """With a manifest that says that nothing is missing; the one that is there, where it says just that and no
+        damaged one lies above it."""
+        is_said = self.manifest.finished and self.manifest.totals == totals
+        if is_said and self.stored.next_number == self.stored.number + 1:
             return self
         return self.with_manifest(finished=True, totals=totals)
+
+
+def _check_agreed(dest: str, theirs: Manifest, ours: Manifest) -> None:
+    """
+    Raises:
+        RefusedError: another driver said something else of the set.
+    """
+    what = None
+    if theirs.catalog_sha256 != ours.catalog_sha256:
+        what = "catalog differs: another run gave the set other shards meanwhile"
+    elif theirs.finished and ours.finished and theirs.totals != ours.totals:
+        what = "totals differ: another run finished the set meanwhile, with other records"
+    if what:
+        raise RefusedError(f"{dest}: {what}. What was committed stays; run the same command again.")
 
 
 def begin(dest: str, asked: Asked, threads: int) -> OpenSet:
@@ -124,7 +159,7 @@ def begin(dest: str, asked: Asked, threads: int) -> OpenSet:
         **asked.settings(),
     )
     put_if_absent(join(dest, manifest_path(0)), manifest.to_bytes())
-    begun = find(dest, asked)  # what another run published first is as good as ours, if it fits
+    begun = fitting(open_set(dest), asked)  # what another run published first is as good as ours, if it fits
     assert begun is not None
     return begun
 
@@ -140,22 +175,25 @@ def _publish_catalog(dest: str, catalog: pa.Table, number: int) -> tuple[str, st
     return catalog_path(number), hashlib.sha256(data).hexdigest()
 
 
-def find(dest: str, asked: Asked) -> OpenSet | None:
-    """The set at `dest`, if one was begun there, with the settings that are asked for; nothing is written.
+def _number(catalog: str) -> int:
+    return int(catalog.rsplit("/", 1)[1].split(".")[0])
+
+
+def fitting(found: OpenSet | None, asked: Asked) -> OpenSet | None:
+    """The set that was found, if it was begun with the settings that are asked for.
 
     Raises:
-        RefusedError: the set was begun with other settings, or no manifest there is valid.
-        DifferencesError: the stored catalog is damaged.
+        RefusedError: it was begun with others.
     """
-    found = open_set(dest)
     if found is None:
         return None
     for name, now in asked.settings().items():
         before = getattr(found.manifest, name)
         if before != now:
             raise RefusedError(
-                f"{dest}: {name} differs: the set was begun with {before} ({found.manifest.encoder}) and is asked for "
-                f"with {now} ({asked.encoder.spec}). Use the same settings to go on, or another folder for a new set."
+                f"{found.dest}: {name} differs: the set was begun with {before} ({found.manifest.encoder}) and is "
+                f"asked for with {now} ({asked.encoder.spec}). Use the same settings to go on, or another folder for "
+                "a new set."
             )
     return found
 
@@ -179,23 +217,35 @@ def grown(found: OpenSet, asked: Asked, *, append: bool) -> pa.Table:
     return catalog
 
 
-def open_set(dest: str) -> OpenSet | None:
-    """The set at `dest` as it is stored; None where there is none.
+def open_set(dest: str, sources: Sequence[str] | None = None) -> OpenSet | None:
+    """The set at `dest` as it is stored; None where there is none. With `sources`, none or some, a lost catalog is made
+    again and published, see `frozen.restored`; without, nothing is written.
 
     Raises:
         RefusedError: no manifest there is valid.
-        DifferencesError: the catalog is damaged.
+        DifferencesError: the catalog is lost or damaged.
     """
-    found = latest_manifest(dest)
+    try:
+        found = latest_manifest(dest)
+    except InvalidRecordError as e:
+        raise RefusedError(
+            f"{e} No manifest of the set is valid: move {join(dest, 'manifest')} away and run the same embed command "
+            "again, which takes up all records that fit. If shards were appended or mended since it was begun, name "
+            f"the newest file of {join(dest, 'catalog')} as its source."
+        ) from e
     if found is None:
         return None
-    data = read_bytes(join(dest, found.manifest.catalog))
-    if hashlib.sha256(data).hexdigest() != found.manifest.catalog_sha256:
-        raise DifferencesError(
-            f"{join(dest, found.manifest.catalog)}: the catalog is not the one that the manifest vouches for. It was "
-            "damaged or replaced: restore it, or embed into another folder."
-        )
-    return OpenSet(dest, found.manifest, from_parquet(data, dest), found.next_number)
+    try:
+        data = read_bytes(join(dest, found.manifest.catalog))
+    except UsageError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() == found.manifest.catalog_sha256:
+        return OpenSet(dest, found, from_parquet(data, dest))
+    opened = OpenSet(dest, found, restored(dest, found.manifest, sources or ()))
+    if sources is None:
+        return opened
+    path, _ = _publish_catalog(dest, opened.catalog, _number(found.manifest.catalog))
+    return opened if path == found.manifest.catalog else opened.with_manifest(catalog=path)
 
 
 def stored_encoder(opened: OpenSet) -> Encoder:

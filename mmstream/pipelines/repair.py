@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,8 +20,8 @@ from mmstream.embeddings.layout import (
     Records,
     list_records,
     next_generations,
-    read_chunk_records,
     read_records,
+    totals_of,
     was_finished,
 )
 from mmstream.embeddings.reader import is_sound
@@ -34,11 +34,13 @@ from mmstream.storage.files import FileInfo, absolute, info
 from mmstream.telemetry import Report
 
 READ_THREADS = 8
+_LOST = {"gone": Reason.UNREADABLE, "changed": Reason.SOURCE_CHANGED}
 Chunks = dict[int, dict[int, ChunkRecord]]  # shard → chunk → record
 
 
 class RepairReport(Report):
-    """`chunks_recomputed` of those that are there now; `different` lists those whose bytes are not the lost ones'."""
+    """`chunks_recomputed` of those that are there now; `different` lists those whose bytes are not the lost ones', and
+    `rows_before` is what the manifest said, where the records cannot be made to say so again."""
 
     dest: str
     shards: int
@@ -46,6 +48,7 @@ class RepairReport(Report):
     chunks_checked: int
     chunks_recomputed: int
     shards_folded: int
+    rows_before: int | None = None
     different: list[dict[str, Any]]
 
     def title(self) -> str:
@@ -57,6 +60,8 @@ class RepairReport(Report):
         shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
         shown.append(("checked", f"{self.chunks_checked:,} chunks"))
         shown.append(("records", f"of {self.shards_folded:,} shards written anew"))
+        if self.rows_before is not None:
+            shown.append(("manifest", f"said {self.rows_before:,} rows, and says now what is there"))
         for d in self.different:
             shown.append(("other bytes", f"shard {d['shard']} chunk {d['chunk']}: {d['what']} is not what was lost"))
         return shown
@@ -88,49 +93,115 @@ def _counts(rejects: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n:,}" for reason, n in rejects.items()) or "none"
 
 
-def repair(dest: str) -> RepairReport:
+def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
     """Recomputes what is wrong in the embedding set at `dest`, and just that.
 
     Wrong is a chunk whose objects are not there or not those of its record, and one without a valid record; in a set
-    that is unfinished, that is also what `embed` had left to do. Each object is read once.
+    that is unfinished, that is also what `embed` had left to do. Each object is read once. Where all is sound and still
+    not what the manifest vouches for, records were lost and older ones stand in for them: these lack what was made of
+    rejects since, so the chunks that hold rejects are recomputed.
+
+    Args:
+        source: the shards as they were named to `embed`; asked for only where the catalog is lost.
 
     Raises:
         UsageError: there is no embedding set.
         RefusedError: the encoder is another one, or sources changed; what could be repaired is, the rest is named.
-        DifferencesError: the catalog is damaged, and with it what the set was made from.
+            Another command wrote records at the same time, and those count.
+        DifferencesError: the catalog is lost, and `source` does not give the same one.
         UnreachableError: a store does not answer.
     """
-    opened = _open(dest)
+    opened = _open(dest, source)
     names = list_records(opened.dest)
     records = read_records(opened.dest, opened.catalog, names)
     chunks = records.by_chunk()
     wrong = _wrong(opened.dest, chunks)
-    kept = _without(records, chunks, {s: _sound_twins(opened, s, w, names[s]) for s, w in wrong.items()}, wrong)
-    ledger = _ledger(opened, kept, wrong, names)
-    tasks = ledger.plan()
-    changed = [t.url for t in tasks if _state(t.url, t.bytes, t.etag) != "same"]
-    if tasks:
-        run(opened, ledger, [t for t in tasks if t.url not in changed], stored_encoder(opened), "repair")
+    behind = {s: {} for s in records.shards if names[s].is_behind}
+    ledger, changed = _made_anew(opened, _without(records, chunks, behind | wrong), wrong, names)
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise RefusedError(
-            f"{opened.dest}: source differs: {', '.join(changed[:3])}{more} changed or went away since the set was "
-            "made, so that lost parts of it cannot be made anew; all else is repaired. Restore them and run it again."
+            f"{opened.dest}: source differs: {_first(changed)} changed or went away since the set was made, so that "
+            "lost parts of it cannot be made anew; all else is repaired. Restore them and run it again."
+        )
+    num_folded = ledger.num_folded
+    if _is_other(opened, ledger):
+        ledger, changed = _rejects_anew(opened, Records(dict(ledger.shards), {}))
+        num_folded += ledger.num_folded
+    if changed and _is_other(opened, ledger):
+        raise RefusedError(
+            f"{opened.dest}: records were lost and older ones stand in for them; source differs: {_first(changed)} "
+            f"changed or went away, and may have been among them. Restore them and run it again, or take them as they "
+            f"are: `mmstream rejects {opened.dest} --replay`."
         )
     opened.finished(ledger.finish(opened.dest))
-    made = [r for shard, r in ledger.shards.items() if shard not in kept.shards]
-    known = {c.attempt for of_shard in kept.chunks.values() for c in of_shard.values()}
-    new = [c for record in made for c in record.chunks if c.attempt not in known]
+    known = {c.attempt for of_shard in chunks.values() for c in of_shard.values()}
+    new = [c for record in ledger.shards.values() for c in record.chunks if c.attempt not in known]
+    vouched = opened.manifest.totals
     return RepairReport(
         dest=opened.dest,
         shards=len(ledger.shards),
         rows=sum(s.num_rows for s in ledger.shards.values()),
+        rows_before=vouched.rows if vouched and _is_other(opened, ledger) else None,
         chunks_checked=sum(map(len, chunks.values())),
         chunks_recomputed=len(new),
-        shards_folded=len(made),
+        shards_folded=num_folded,
         different=[d for c in new if (d := _difference(c, wrong.get(c.shard, {}).get(c.chunk)))],
         next=[shlex.join(["mmstream", "audit", opened.dest])],
     )
+
+
+def _made_anew(
+    opened: OpenSet, kept: Records, lost: Chunks, names: Mapping[int, Generations]
+) -> tuple[Ledger, list[str]]:
+    """The ledger after all that `kept` lacks was made, and the URLs of shards from which that was not possible. `lost`
+    is what is known of it."""
+    ledger = _ledger(opened, kept, lost, names)
+    tasks = ledger.plan()
+    able = [t for t in tasks if _can_be_read(opened, t.shard, [] if t.skip else lost.get(t.shard, {}).values())]
+    if able:
+        run(opened, ledger, able, stored_encoder(opened), "repair")
+    _check_not_outrun(ledger)
+    return ledger, [t.url for t in tasks if t not in able]
+
+
+def _rejects_anew(opened: OpenSet, records: Records) -> tuple[Ledger, list[str]]:
+    """As `_made_anew`, of all chunks that hold rejects; a shard that cannot be read again keeps what it has."""
+    chunks = records.by_chunk()
+    held = {s: {n: c for n, c in of.items() if c.num_rejects} for s, of in chunks.items()}
+    again = {s: of for s, of in held.items() if of and _can_be_read(opened, s, of.values())}
+    names = list_records(opened.dest)
+    ledger, _ = _made_anew(opened, _without(records, chunks, again), again, names)
+    return ledger, [_url(opened, s) for s, of in held.items() if of and s not in again]
+
+
+def _can_be_read(opened: OpenSet, shard: int, lost: Collection[ChunkRecord]) -> bool:
+    """Whether a shard still gives what it gave; `lost` are chunks of it that are known. One that had gone or changed
+    before it was read gives the same nothing again, as long as it is like that."""
+    state = _entry_state(opened.catalog, shard)
+    nothing = [c.damage.reason for c in lost if c.damage and c.end and c.chunk == c.num_samples == 0]
+    return state == "same" or nothing == [_LOST[state]]
+
+
+def _is_other(opened: OpenSet, ledger: Ledger) -> bool:
+    """Whether what is there is not what a finished set's manifest vouches for."""
+    totals = opened.manifest.totals
+    return totals is not None and totals_of(ledger.shards.values()) != totals
+
+
+def _check_not_outrun(ledger: Ledger) -> None:
+    if ledger.outrun:
+        raise RefusedError(
+            f"{ledger.dest}: another command wrote the records of {len(ledger.outrun):,} shards meanwhile, the first "
+            f"of them shard {ledger.outrun[0]}, and those count. Run it again."
+        )
+
+
+def _first(urls: Sequence[str]) -> str:
+    return ", ".join(urls[:3]) + (f" and {len(urls) - 3} more" if len(urls) > 3 else "")
+
+
+def _url(opened: OpenSet, shard: int) -> str:
+    return opened.catalog["url"][shard].as_py()
 
 
 def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
@@ -141,7 +212,8 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
 
     Raises:
         UsageError: there is no embedding set, or no such reason.
-        RefusedError: the encoder is another one than made the set.
+        RefusedError: the encoder is another one than made the set, or another command wrote records at the same time.
+        DifferencesError: the set has lost something; `repair` makes that anew.
         UnreachableError: a store does not answer.
     """
     wanted = set(reasons or Reason)
@@ -150,6 +222,8 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     opened = _open(dest)
     names = list_records(opened.dest)
     records = read_records(opened.dest, opened.catalog, names)
+    if opened.manifest.finished and (reasons is not None or len(records.finished()) < opened.catalog.num_rows):
+        opened.check_whole(records.finished())  # an unfinished manifest forgets what was vouched for
     before = records.finished().values()
     rejects_before = sum((Counter(r.num_rejects) for r in before), Counter[str]())
     rows_before = sum(r.num_rows for r in before)
@@ -163,9 +237,10 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     if again or not opened.manifest.finished:  # an earlier replay may have been killed
         encoder = stored_encoder(opened)
         opened = opened.with_catalog(_mended(opened.catalog, mended)) if mended else opened.unfinished()
-        ledger = _ledger(opened, _without(records, chunks, {}, again), again, names)
+        ledger = _ledger(opened, _without(records, chunks, again), again, names)
         tasks = ledger.plan()
         run(opened, ledger, tasks, encoder, "replay")
+        _check_not_outrun(ledger)
         totals = ledger.finish(opened.dest)
         opened.finished(totals)
         known = {c.attempt for of_shard in chunks.values() for c in of_shard.values()}
@@ -181,8 +256,8 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     )
 
 
-def _open(dest: str) -> OpenSet:
-    opened = open_set(absolute(dest))
+def _open(dest: str, sources: Sequence[str] = ()) -> OpenSet:
+    opened = open_set(absolute(dest), sources)
     if opened is None:
         raise UsageError(f"{dest}: no embedding set is there. Make one with `mmstream embed SRC {dest}`.")
     return opened
@@ -199,15 +274,6 @@ def _wrong(dest: str, chunks: Chunks) -> Chunks:
     return wrong
 
 
-def _sound_twins(
-    opened: OpenSet, shard: int, wrong: Mapping[int, ChunkRecord], names: Generations
-) -> dict[int, ChunkRecord]:
-    """What a repair that was killed had made already in the place of wrong chunks: other objects of the same bytes."""
-    found = read_chunk_records(shard, names, next(iter(wrong.values())).source)
-    twins = {n: c for n, c in found.items() if n in wrong and c.attempt != wrong[n].attempt}
-    return {n: c for n, c in twins.items() if _difference(c, wrong[n]) is None and is_sound(opened.dest, c)}
-
-
 def _difference(new: ChunkRecord, lost: ChunkRecord | None) -> dict[str, Any] | None:
     """Which object of a chunk has other bytes than the lost one; None where both agree, or what was lost is unknown."""
     for what in ("data", "rejects"):
@@ -218,12 +284,11 @@ def _difference(new: ChunkRecord, lost: ChunkRecord | None) -> dict[str, Any] | 
     return None
 
 
-def _without(records: Records, chunks: Chunks, instead: Chunks, left_out: Chunks) -> Records:
-    """The records but for the chunks `left_out`, of which those in `instead` stand in for some."""
+def _without(records: Records, chunks: Chunks, left_out: Chunks) -> Records:
+    """The records but for the chunks `left_out`; all shards of these are to be folded anew."""
     open_chunks = {shard: of for shard, of in records.chunks.items() if shard not in left_out}
     for shard, out in left_out.items():
-        rest = {n: c for n, c in chunks[shard].items() if n not in out} | instead.get(shard, {})
-        open_chunks[shard] = rest
+        open_chunks[shard] = {n: c for n, c in chunks[shard].items() if n not in out}
     return Records({s: r for s, r in records.shards.items() if s not in left_out}, open_chunks)
 
 

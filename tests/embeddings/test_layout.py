@@ -16,6 +16,7 @@ from mmstream.embeddings.layout import (
     latest_manifest,
     list_records,
     manifest_path,
+    next_generations,
     parse,
     read_records,
     shard_record_path,
@@ -153,11 +154,25 @@ def test_a_damaged_folded_record_is_made_again_from_chunk_records(tmp_path: Path
     assert [c.attempt for c in found.finished()[SHARD].chunks] == ["old", "new", "old"]
 
 
-def test_an_older_folded_record_counts_where_chunk_records_have_gaps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("newest", [b"torn", None], ids=["damaged", "gone"])
+def test_newer_chunk_records_count_before_an_older_folded_one_and_it_stands_in_for_the_others(
+    tmp_path: Path, newest: bytes | None
+) -> None:
     put(tmp_path, shard_record_path(SHARD, 0), folded("old").to_bytes())
-    put(tmp_path, shard_record_path(SHARD, 1), b"torn")
+    if newest:
+        put(tmp_path, shard_record_path(SHARD, 1), newest)
+    put(tmp_path, chunk_record_path(SHARD, 1, 0), chunks_of("older than it")[1].to_bytes())
+    assert [c.attempt for c in read(tmp_path).finished()[SHARD].chunks] == ["old"] * 3
     put(tmp_path, chunk_record_path(SHARD, 0, 1), chunks_of("new")[0].to_bytes())
-    assert [c.attempt for c in read(tmp_path).shards[SHARD].chunks] == ["old"] * 3
+    found = read(tmp_path)
+    assert [c.attempt for c in found.finished()[SHARD].chunks] == ["new", "old", "old"]
+    assert next_generations(list_records(str(tmp_path)), found) == {SHARD: 2}, "the old one is in the way of a new one"
+
+
+def test_newer_chunk_records_that_do_not_adjoin_leave_the_folded_one_as_it_is(tmp_path: Path) -> None:
+    put(tmp_path, shard_record_path(SHARD, 0), folded("old").to_bytes())
+    put(tmp_path, chunk_record_path(SHARD, 1, 1), record(1, 6, 5).to_bytes())
+    assert read(tmp_path).shards == {SHARD: folded("old")}
 
 
 def test_of_a_shard_that_is_not_folded_the_highest_valid_chunk_records_count(tmp_path: Path) -> None:
