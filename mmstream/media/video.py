@@ -261,22 +261,27 @@ def _sound(found: str, data: bytes) -> Sound | None:
             raise Rejected(Reason.VIDEO, f"{found} with a sound track of {channels} channels at {rate:,} Hz")
         most = int(min(audio.MAX_SECONDS * rate, audio.MAX_BYTES // (4 * channels)))
         blocks, count = [], 0
-        resampler = codec("av", "video").AudioResampler(format="fltp")
-        for frame in _frames_of(container, stream):
-            for part in resampler.resample(frame):
-                blocks.append(part.to_ndarray().T)
-                count += part.samples
+        for block in _packed(found, container, stream):
+            blocks.append(block)
+            count += len(block)
             if count > most:
                 what = f"{found} with a sound track of over {most / rate:,.0f} s with {channels} channels"
                 raise Rejected(Reason.VIDEO, f"{what}, which is the limit")
         if not count:
             raise Rejected(Reason.VIDEO, f"{found} with a sound track without a single sample")
-        return Sound(np.ascontiguousarray(np.concatenate(blocks), np.float32), rate, data)
+        return Sound(np.concatenate(blocks), rate, data)
 
 
-def _frames_of(container: Any, stream: Any) -> Iterator[Any]:
-    yield from container.decode(stream)
-    yield None  # to have what the resampler still holds
+def _packed(found: str, container: Any, stream: Any) -> Iterator[np.ndarray]:
+    """float32 [n, channels], block by block, channels side by side: of a frame that has a plane for each of 8 or more
+    channels, PyAV 18 takes what lies behind the last one for further planes, and crashes."""
+    resampler = codec("av", "video").AudioResampler(format="flt")
+    rate, channels = stream.rate, stream.channels
+    for frame in chain(container.decode(stream), [None]):  # None: to have what the resampler still holds
+        if frame is not None and (frame.layout.nb_channels, frame.sample_rate) != (channels, rate):
+            raise Rejected(Reason.VIDEO, f"{found} whose sound track changes its channels or rate on the way")
+        for part in resampler.resample(frame):
+            yield part.to_ndarray().reshape(-1, channels)
 
 
 def clean(clip: Clip, filters: Filters | None = None) -> Clip:

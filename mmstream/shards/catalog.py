@@ -39,7 +39,6 @@ from mmstream.storage.ranges import RangeReader
 MAX_EXPANSION = 10_000_000
 QUESTIONS_AT_ONCE = 16  # of a store, about shards that are named one by one
 
-
 pc: Any = pyarrow.compute  # whose functions are made as it is imported, so that no type checker knows them
 
 

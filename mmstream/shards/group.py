@@ -170,7 +170,7 @@ class _Grouping:
         self._samples: list[_Sample] = []  # closed ones of the open chunk, without payload if it is skipped
         self._num_bytes = 0
         self._open: _Sample | None = None
-        self._kinds_before: set[str] = set()
+        self._kinds: set[str] = set()  # of all samples that are closed
         self._digests_are_ours = False  # known from the shard's first rows
         self._seen: set[int] = set()  # 8 bytes of BLAKE2b: two of a million keys collide once in 10⁷ shards
 
@@ -227,13 +227,13 @@ class _Grouping:
         return self._close_chunk(position, end=True, damage=record)
 
     def _is_whole(self, sample: _Sample, damage: TarDamage) -> bool:
-        """Known where the end mark or the name of the cut member was seen; else whole if it has all its predecessor
-        had."""
+        """Known where the end mark or the name of the cut member was seen; else whole if it has all that any sample
+        before it had. The first one has none to compare with."""
         if damage.reason is Reason.TAR_TRAILING:
             return True
         if damage.member is not None and not is_macos_leftover(damage.member):
             return split_name(damage.member)[0] != sample.key
-        return sample.kinds() >= self._kinds_before
+        return bool(self._kinds) and sample.kinds() >= self._kinds
 
     def _open_sample(self, key: str, offset: int) -> None:
         self._open = _Sample(key, offset)
@@ -271,7 +271,7 @@ class _Grouping:
         self._judge(self._open)
         self._samples.append(self._open)
         self._num_bytes += self._open.num_bytes
-        self._kinds_before = self._open.kinds()
+        self._kinds |= self._open.kinds()
         self._open = None
 
     def _judge(self, sample: _Sample) -> None:

@@ -99,7 +99,7 @@ def flip_shards(folder: Path, protection: Protection, num_flips: int, seed: int,
         bit = rng.choice(regions[region]) * 8 + rng.randrange(8)
         path.write_bytes(flipped(data, bit))
         now = _content(path, digest)
-        told = region not in protection.covers or _is_first_of_damaged(now)
+        told = region not in protection.covers
         found.saw(f"{protection.name}: {region}", _fate_of_rows(before, now), f"bit {bit}", told=told)
 
 
@@ -157,12 +157,6 @@ def _content(path: Path, digest: str | None) -> _Content:
         rejects.update({r["row"]: (r["key"], r["reason"]) for r in bad.to_pylist()})
         reaches, damaged = info.first_row + info.num_samples, damaged or info.damage is not None
     return _Content(rows, rejects, reaches, damaged)
-
-
-def _is_first_of_damaged(now: _Content) -> bool:
-    """The shard is said to break right behind its first sample. Whether that one was whole nobody can know: the reader
-    takes it, and what it lacks is told by the damage alone."""
-    return now.damaged and now.reaches == 1
 
 
 def _fate_of_rows(before: _Content, now: _Content) -> Fate:

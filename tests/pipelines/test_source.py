@@ -73,22 +73,29 @@ def test_chunks_arrive_at_the_encoder_as_they_left_the_reader(tasks: list[ShardT
     assert len(rows) == 1 + 1 + 2 + 3 + 1 + 2
 
 
-def slow_rows() -> Callable[[ShardTask], Iterator[pa.Table]]:
-    """A read function of its own, shipped by value, that is not done when the first row arrives and says who it is."""
+def rows_that_wait(flag: Path) -> Callable[[ShardTask], Iterator[pa.Table]]:
+    """A read function of its own, shipped by value, that says who it is and does not end before `flag` is there."""
 
     def read(task: ShardTask) -> Iterator[pa.Table]:
         for row in read_rows(task):
-            time.sleep(0.2)
             yield row.append_column("reader", pa.array([os.getpid()]))
+        until = time.monotonic() + 60
+        while not flag.exists() and time.monotonic() < until:
+            time.sleep(0.05)
 
     return read
 
 
 @pytest.mark.parametrize("victim", ["reader", pytest.param("encoder", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("ray_local")
-def test_chunks_arrive_as_they_left_though_a_worker_dies_in_mid_stream(tasks: list[ShardTask], victim: str) -> None:
+def test_chunks_arrive_as_they_left_though_a_worker_dies_in_mid_stream(
+    tasks: list[ShardTask], victim: str, tmp_path: Path
+) -> None:
+    flag = tmp_path / "killed"
     with streaming_context():
-        source = ray.data.read_datasource(ShardSource(tasks, slow_rows()), override_num_blocks=len(tasks), num_cpus=0.5)
+        source = ray.data.read_datasource(
+            ShardSource(tasks, rows_that_wait(flag)), override_num_blocks=len(tasks), num_cpus=0.5
+        )
         dataset = source.map_batches(
             what_arrives(), batch_size=None, batch_format="pyarrow", num_cpus=1, compute=ActorPoolStrategy(size=2)
         )
@@ -98,6 +105,7 @@ def test_chunks_arrive_as_they_left_though_a_worker_dies_in_mid_stream(tasks: li
             if killed is None:
                 killed = rows[0][victim]
                 os.kill(killed, signal.SIGKILL)
+                flag.touch()
     workers = {r.pop("reader") for r in rows} | {r.pop("encoder") for r in rows}
     assert sorted(tuple(r.values()) for r in rows) == sorted(sent(tasks))
     assert len(workers) >= 3  # the killed one, and others went on

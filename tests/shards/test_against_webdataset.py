@@ -74,6 +74,7 @@ def tar(*files: File | tarfile.TarInfo) -> bytes:
 
 A, B, GOOD = ("a.jpg", b"1"), ("b.jpg", b"2"), [("a", "image"), ("b", "image")]
 TWO = tar(A, B)
+THREE = tar(A, B, ("c.jpg", b"3"))
 DEPARTURES = [
     Departure(
         "a file without a dot is a sample, not passed over",
@@ -151,14 +152,20 @@ DEPARTURES = [
     ),
     Departure(
         "a damaged header is said, not taken for the end",
-        TWO[:1030] + b"!" + TWO[1031:],
-        [("a", "image"), (None, "! tar_header")],
-        [("a", "image")],
+        THREE[:2054] + b"!" + THREE[2055:],
+        [*GOOD, (None, "! tar_header")],
+        GOOD,
     ),
     Departure(
         "a cut between two members is said, not taken for the end",
+        THREE[:2048],
+        [*GOOD, (None, "! tar_truncated")],
+        GOOD,
+    ),
+    Departure(
+        "a first sample behind which the shard breaks is rejected: nobody knows whether it had more members",
         TWO[:1024],
-        [("a", "image"), (None, "! tar_truncated")],
+        [("a", "! tar_truncated"), (None, "! tar_truncated")],
         [("a", "image")],
     ),
     Departure(
