@@ -11,10 +11,12 @@ import functools
 import inspect as introspect
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -96,7 +98,7 @@ def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> in
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     try:
         # What libraries print must not get between the lines of a JSON document.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _ended_alike():
             report = call()
         print(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if as_json else report)
         return int(getattr(report, "exit_code", ExitCode.DONE))
@@ -115,6 +117,19 @@ def _run(call: Callable[[], Any], as_json: bool, debug: bool, quiet: bool) -> in
         where = "above" if debug else f"in {_kept(traceback.format_exc())}"
         message = f"unexpected {type(e).__name__}: {_gist(str(e))} (the whole traceback is {where})"
         return _fail(message, ExitCode.UNEXPECTED, as_json)
+
+
+@contextlib.contextmanager
+def _ended_alike() -> Generator[None]:
+    """A scheduler's SIGTERM ends a verb as a person's Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _gist(text: str) -> str:

@@ -28,6 +28,7 @@ from mmstream.media.audio import MAX_BYTES, Sound
 from mmstream.media.image import MAX_PIXELS, Picture, decode
 
 SAMPLE_SECONDS = 30.0
+START_SECONDS = 120.0
 MEMORY_BYTES = 1 << 30
 _OPEN_FILES = 16
 _GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
@@ -150,10 +151,16 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
     )
     assert child.stdout
-    if child.stdout.readline(_LINE_BYTES) != _READY:
+    timer = threading.Timer(START_SECONDS, child.kill)
+    timer.start()
+    try:
+        is_ready = child.stdout.readline(_LINE_BYTES) == _READY
+    finally:
+        timer.cancel()
+    if not is_ready:
         raise MmstreamError(
-            f"the process in which pictures are decoded does not start (exit code {child.wait()}); its error is in "
-            f"this worker's log. Try: {sys.executable} -m mmstream.media.sandbox"
+            f"the process in which samples are decoded does not start within {START_SECONDS:g} s (exit code "
+            f"{child.wait()}); its error is in this worker's log. Try: {sys.executable} -m mmstream.media.sandbox"
         )
     return child
 

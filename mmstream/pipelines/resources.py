@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -59,7 +61,8 @@ def start_ray() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            with _own_sigterm():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RayError, RuntimeError) as e:
             raise UnreachableError(
                 f"the Ray cluster at RAY_ADDRESS={address} does not answer ({str(e).splitlines()[0]}). "
@@ -67,7 +70,7 @@ def start_ray() -> None:
             ) from e
         return
     say("starting a local Ray (a few seconds) …")
-    with _held_back_stderr():
+    with _held_back_stderr(), _own_sigterm():
         ray.init(
             address="local",
             num_cpus=max(LOGICAL_CPUS, cores()),
@@ -76,6 +79,15 @@ def start_ray() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None]:
+    """Ray's own handler, which it sets as it starts, would end the process with 15 and a stack."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -50,7 +50,52 @@ def hashes(emb: Path) -> dict[tuple[int, int], str | None]:
 
 def begin(tars: Path, dest: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mmstream", "embed", str(tars), str(dest), "--model", "fake:64", "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ.copy())
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ.copy())
+
+
+def wait_for_a_record(dest: Path) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not any(names.chunks for names in list_records(str(dest)).values()):
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes under `pid`, theirs too."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            child = int(stat.parent.name)
+            found += [child, *children_of(child)]
+    return found
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_says_so_and_leaves_no_process(
+    tars: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    driver = begin(tars, tmp_path / "emb")
+    wait_for_a_record(tmp_path / "emb")
+    children = children_of(driver.pid)
+    driver.send_signal(sent)
+    _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    lines = [line for line in stderr.decode().splitlines() if line.strip()]
+    assert lines == ["mmstream: interrupted; what was committed stays, the same command goes on"]
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(map(is_at_work, children)):
+        time.sleep(0.2)
+    assert len(children) > 3 and not [pid for pid in children if is_at_work(pid)]
 
 
 def test_a_killed_run_goes_on_without_redoing_a_chunk_and_gives_the_same_bytes(
@@ -58,9 +103,7 @@ def test_a_killed_run_goes_on_without_redoing_a_chunk_and_gives_the_same_bytes(
 ) -> None:
     dest = tmp_path / "emb"
     driver = begin(tars, dest)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and not any(names.chunks for names in list_records(str(dest)).values()):
-        time.sleep(0.02)
+    wait_for_a_record(dest)
     driver.send_signal(signal.SIGKILL)
     driver.wait(30)
     time.sleep(3)  # Ray's workers notice that their driver is gone
