@@ -18,6 +18,7 @@ import pyarrow as pa
 from mmstream.embeddings.layout import (
     Generations,
     Records,
+    highest_valid,
     list_records,
     next_generations,
     read_records,
@@ -29,7 +30,7 @@ from mmstream.errors import Reason, RefusedError, UsageError
 from mmstream.pipelines.embed import run
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import OpenSet, open_set, stored_encoder
-from mmstream.schema import ChunkRecord
+from mmstream.schema import ChunkRecord, ShardRecord
 from mmstream.storage.files import FileInfo, absolute, info
 from mmstream.telemetry import Report
 
@@ -116,7 +117,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
     records = read_records(opened.dest, opened.catalog, names)
     chunks = records.by_chunk()
     wrong = _wrong(opened.dest, chunks)
-    behind = {s: {} for s in records.shards if names[s].is_behind}
+    behind = {s: {} for s, record in records.shards.items() if _is_behind(s, record, names[s])}
     ledger, changed = _made_anew(opened, _without(records, chunks, behind | wrong), wrong, names)
     if changed:
         raise RefusedError(
@@ -148,6 +149,12 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
         different=[d for c in new if (d := _difference(c, wrong.get(c.shard, {}).get(c.chunk)))],
         next=[shlex.join(["mmstream", "audit", opened.dest])],
     )
+
+
+def _is_behind(shard: int, record: ShardRecord, names: Generations) -> bool:
+    """Whether the record that counts is not the newest folded one: that is damaged, or chunks were made since."""
+    is_newest = len(names.folded) < 2 or highest_valid(ShardRecord, names.folded[:1], shard, record.source)
+    return names.is_behind or not is_newest
 
 
 def _made_anew(

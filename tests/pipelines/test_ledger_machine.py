@@ -52,7 +52,7 @@ class EmbeddingSetMachine(RuleBasedStateMachine):
 
     # What happens to the source
 
-    @initialize(bad=st.sets(st.integers(0, ROWS - 1), max_size=3))
+    @initialize(bad=st.sets(st.integers(0, ROWS - 1), min_size=1, max_size=3))
     def two_shards(self, bad: set[int]) -> None:
         for rows in (bad, set()):
             self._add(rows)
@@ -152,6 +152,12 @@ class EmbeddingSetMachine(RuleBasedStateMachine):
             self.given |= {stem(shard, i) for i in mended}
         assert self.given <= rows
 
+    @precondition(lambda self: self.taken and not self.is_damaged and any(self.bad.values()))
+    @rule()
+    def a_bad_sample_is_mended_and_replayed(self) -> None:
+        self.a_bad_sample_is_mended()
+        self.replay()
+
     @precondition(lambda self: self.taken and not self.is_damaged)
     @rule(after=COMMITS)
     def replay_is_killed(self, after: int) -> None:
@@ -170,7 +176,16 @@ class EmbeddingSetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.taken)
     @rule(number=st.integers(0, 1 << 16), bit=st.none() | st.integers(0, 1 << 16))
     def something_is_lost(self, number: int, bit: int | None) -> None:
-        files = [f for f in self._files() if f.parent.name not in ("manifest", "catalog")]
+        self._lose([f for f in self._files() if f.parent.name not in ("manifest", "catalog")], number, bit)
+
+    @precondition(lambda self: self.taken)
+    @rule(number=st.integers(0, 1), bit=st.none() | st.integers(0, 1 << 16))
+    def a_newest_record_is_lost(self, number: int, bit: int | None) -> None:
+        """One of the two of the highest generation: where a set was replayed, of a shard and of its chunk."""
+        records = self.emb.rglob("commits/**/*.json")
+        self._lose(sorted(records, key=lambda f: (-int(f.stem.split(".")[1]), f))[:2], number, bit)
+
+    def _lose(self, files: list[Path], number: int, bit: int | None) -> None:
         if not files:
             return
         file = files[number % len(files)]
@@ -238,7 +253,7 @@ def once(after: int, act):
 
 QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 TestEmbeddingSet = EmbeddingSetMachine.TestCase
-TestEmbeddingSet.settings = settings(max_examples=12, stateful_step_count=12, **QUIET)
+TestEmbeddingSet.settings = settings(max_examples=20, stateful_step_count=20, **QUIET)
 
 
 @pytest.mark.faults

@@ -151,9 +151,10 @@ def test_a_damaged_manifest_above_one_that_says_the_same_is_written_over(made: P
     assert mm.audit(str(emb)).differences == []
 
 
-def test_a_newer_chunk_record_that_is_damaged_is_left_behind(made: Path) -> None:
+@pytest.mark.parametrize("torn", [chunk_record_path(0, 1, 1), shard_record_path(0, 1)])
+def test_a_newer_record_that_is_damaged_is_left_behind(made: Path, torn: str) -> None:
     emb = made / "emb"
-    (emb / chunk_record_path(0, 1, 1)).write_bytes(b"torn")  # by a repair that was killed
+    (emb / torn).write_bytes(b"torn")
     assert [d.shard for d in mm.audit(str(emb)).differences] == [0]
     assert repair(str(emb)).shards_folded == 1
     assert mm.audit(str(emb)).differences == []
