@@ -47,6 +47,7 @@ class FaultyServer:
     conditions: bool = True  # If-Match is honoured
     replacement: bytes = field(default=b"", repr=False)
     num_gets: int = 0
+    num_conditional: int = 0  # GETs with If-Match
     num_sent: int = 0  # bytes of bodies
 
     def __enter__(self) -> FaultyServer:
@@ -91,6 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.faulty.num_gets += 1
+        self.faulty.num_conditional += "If-Match" in self.headers
         fault = self.faulty.faults.popleft() if self.faulty.faults else Fault()
         if fault.kind == "replace":
             self.faulty.objects[self._name] = self.faulty.replacement

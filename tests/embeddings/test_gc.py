@@ -18,7 +18,7 @@ from mmstream.embeddings.audit import audit
 from mmstream.embeddings.gc import gc
 from mmstream.errors import UsageError
 from mmstream.schema import ChunkRecord, ShardRecord
-from mmstream.storage.files import write_bytes, write_temporary
+from mmstream.storage.files import list_files, write_bytes, write_temporary
 
 HOUR = 3600
 
@@ -116,6 +116,24 @@ def test_where_a_newest_record_is_damaged_its_shard_keeps_everything(emb: Path) 
     assert (lost.exists(), other.exists()) == (True, False)
     shutil.copy(emb / "commits/000000.0.json", emb / "commits/000000.2.json")
     assert gc(str(emb)).objects == 1, "a later generation has taken its place"
+
+
+def test_what_is_committed_while_gc_looks_around_stays(emb: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that was asleep for two days commits between gc's two listings."""
+    record = ChunkRecord.from_bytes((emb / "commits/000000/000001.0.json").read_bytes())
+    assert record.data
+    new = record.data.model_copy(update={"path": "data/000000-000001-00ff00ff00ff.parquet"})
+    leave(emb, new.path, 48)
+
+    def then_committed(root: str) -> list:
+        found = list_files(root)
+        newer = record.model_copy(update={"data": new, "attempt": "00ff00ff00ff"})
+        write_bytes(str(emb / "commits/000000/000001.1.json"), newer.to_bytes())
+        return found
+
+    monkeypatch.setattr("mmstream.embeddings.gc.list_files", then_committed)
+    assert gc(str(emb)).objects == 0
+    assert (emb / new.path).exists()
 
 
 def test_a_folder_that_is_no_set_is_left_alone(tmp_path: Path) -> None:

@@ -94,6 +94,17 @@ def test_a_picture_that_takes_its_decoder_down_is_named_at_once_and_the_next_one
     assert len(struck.read_text().splitlines()) == 4, "once for each"
 
 
+@pytest.mark.timeout(60)
+def test_a_child_that_is_stopped_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SAMPLE_SECONDS", 1.0)
+    with Sandbox() as child:
+        picture(child, GOOD)
+        assert child._child
+        os.kill(child._child.pid, signal.SIGSTOP)  # its own alarm does not wake it
+        assert reason(child, GOOD)[0] == Reason.DECODE_TIMEOUT
+        picture(child, GOOD)
+
+
 def test_a_child_that_someone_else_kills_costs_no_picture() -> None:
     whole = decode(GOOD).rgb
     with Sandbox() as child:

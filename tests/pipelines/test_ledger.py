@@ -74,6 +74,31 @@ def test_chunks_of_two_attempts_that_saw_different_bytes_are_all_made_anew(catal
     assert ledger.finish("a.tar").rows == ledger.num_encoded == SAMPLES
 
 
+def test_a_chunk_that_ray_hands_on_twice_counts_once(catalog: pa.Table, tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), catalog, ENCODER.fingerprint, 1.0)
+    for record in [commit_chunk(str(tmp_path), r, ENCODER.fingerprint) for r in results(ledger.plan()[0])]:
+        ledger.add(record)
+        ledger.add(record)
+    assert (ledger.num_samples, ledger.num_rows, ledger.num_encoded, ledger.num_folded) == (SAMPLES,) * 3 + (1,)
+
+
+def test_a_set_with_gaps_has_no_totals(catalog: pa.Table, tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), catalog, ENCODER.fingerprint, 1.0)
+    for result in results(ledger.plan()[0])[1:]:
+        ledger.add(commit_chunk(str(tmp_path), result, ENCODER.fingerprint))
+    with pytest.raises(RefusedError, match="1 shards have gaps, first 0"):
+        ledger.finish("a.tar")
+
+
+def test_records_of_another_encoder_are_not_gone_on_from(catalog: pa.Table, tmp_path: Path) -> None:
+    (chunk, *_), of_chunk, of_shard = results(shard_tasks(catalog)[0]), tmp_path / "chunk", tmp_path / "shard"
+    commit_chunk(str(of_chunk), chunk, "sha256:another")
+    go_on(of_shard, catalog)
+    for dest in (of_chunk, of_shard):
+        with pytest.raises(RefusedError, match=r"fingerprint of shard 0 chunk 0 is .*, the encoder's is sha256:third"):
+            Ledger(str(dest), catalog, "sha256:third", 1.0)
+
+
 def test_a_source_that_changes_while_a_resumed_run_reads_it_ends_the_run(catalog: pa.Table) -> None:
     task = shard_tasks(catalog)[0]
     path = Path(task.url)

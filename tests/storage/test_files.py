@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ def test_whole_objects_are_replaced_and_listed(tmp_path: Path, s3) -> None:
         assert [f.url for f in glob_files(f"{root}/*.txt")] == [f.url for f in list_files(root)][:1]
         assert info(f"{root}/a.txt").bytes == 1
         assert list_files(f"{root}/nothing") == []
+
+
+def test_a_write_that_fails_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    write_bytes(str(tmp_path / "a"), b"old")
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); " + (
+        "from mmstream.storage.files import write_bytes; write_bytes(sys.argv[1], bytes(200_000))"
+    )
+    failed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True)
+    assert "File too large" in failed.stderr
+    assert read_bytes(str(tmp_path / "a")) == b"old"
 
 
 def test_what_is_missing_is_a_usage_error_that_names_it(tmp_path: Path) -> None:

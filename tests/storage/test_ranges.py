@@ -99,6 +99,14 @@ def test_a_range_reader_gives_the_bytes_of_a_misbehaving_server_at_its_best(serv
         assert reader.read(9) == CONTENT[:9]
 
 
+def test_every_range_is_asked_for_with_the_etag_that_was_seen(server: FaultyServer, url: str) -> None:
+    assert read_all(url) == CONTENT
+    assert server.num_conditional == server.num_gets >= len(CONTENT) // BLOCK
+    server.etags = "weak"  # of which If-Match is never true
+    assert read_all(url) == CONTENT
+    assert server.num_conditional <= server.num_gets / 2
+
+
 FAULT = st.one_of(
     st.just(Fault()),
     st.builds(Fault, st.just("status"), st.sampled_from([500, 502, 503, 429])),
