@@ -18,7 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Literal
 
-Kind = Literal["ok", "status", "cut", "reset", "short", "stall", "drip", "whole", "elsewhere", "longer", "replace"]
+Kind = Literal[
+    "ok", "status", "cut", "reset", "short", "stall", "drip", "whole", "elsewhere", "longer", "replace", "flip"
+]
 
 _CODES = {403: "AccessDenied", 404: "NoSuchKey", 412: "PreconditionFailed", 416: "InvalidRange", 503: "SlowDown"}
 
@@ -30,7 +32,8 @@ class Fault:
     cut: the connection is closed early. reset: it is reset. short: the body is cut and its length says so. stall:
     nothing more comes until the server stops. drip: the rest comes a byte a tenth of a second. whole: the range is
     ignored, all is sent with 200. elsewhere: the range is answered with bytes of another place. longer: more bytes
-    come than were asked for. replace: the object becomes `server.replacement` before the answer.
+    come than were asked for. replace: the object becomes `server.replacement` before the answer. flip: a bit of byte
+    `at` of the body is another.
     """
 
     kind: Kind = "ok"
@@ -136,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
             start = max(0, start - 512)
         end = min(end, len(data)) + (fault.at if fault.kind == "longer" else 0)
         body = data[start:end]
+        if fault.kind == "flip":
+            body = body[: fault.at] + bytes([body[fault.at] ^ 1]) + body[fault.at + 1 :]
         self.send_response(206 if is_part else 200)
         length = min(fault.at, len(body)) if fault.kind == "short" else len(body)
         self.send_header("Content-Length", str(length))

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from zlib import crc32
 
 from mmstream.errors import Reason, Rejected, UnreachableError
 from mmstream.storage.files import FileInfo, denied, is_local, is_store_error
@@ -42,6 +43,7 @@ class RangeReader:
         self._position = 0
         self._block = memoryview(b"")
         self._block_start = 0
+        self._sums: dict[int, int] = {}  # CRC-32 of each block of which `sha256` was made, by its start
         # A local file needs no thread: the page cache reads ahead.
         self._ahead = None if is_local(url) else ThreadPoolExecutor(1, "range-reader")
         self._pending: tuple[int, Future[memoryview]] | None = None
@@ -78,11 +80,15 @@ class RangeReader:
         return b"".join(parts)
 
     def sha256(self) -> str:
-        """Of the whole object, which is read once for it; the position stays."""
-        digest = hashlib.sha256()
+        """Of the whole object, which is read from its store once for it; the position stays. What is read afterwards
+        is held against what was read here."""
+        self._block, self._block_start, self._pending, self._sums = memoryview(b""), 0, None, {}
+        digest, sums = hashlib.sha256(), {}
         for start in range(0, self.size, self._block_bytes):
             self._load(start)
             digest.update(self._block)
+            sums[start] = crc32(self._block)
+        self._sums = sums
         return digest.hexdigest()
 
     def _load(self, position: int) -> None:
@@ -90,11 +96,18 @@ class RangeReader:
         is_next = start == self._block_start + len(self._block)
         if self._block and start == self._block_start:
             return
-        self._block = self._take(start)
-        self._block_start = start
+        block = self._take(start)
+        if not self._is_as_hashed(start, block) and not self._is_as_hashed(start, block := self._take(start)):
+            raise Rejected(
+                Reason.SOURCE_CHANGED, f"{self.url}: from byte {start:,} on not what its SHA-256 was taken of"
+            )
+        self._block, self._block_start = block, start
         following = start + self._block_bytes
         if self._ahead and is_next and following < self.size:  # who skips blocks would wait for what it does not want
             self._pending = (following, self._ahead.submit(self._fetch, following))
+
+    def _is_as_hashed(self, start: int, block: memoryview) -> bool:
+        return start not in self._sums or crc32(block) == self._sums[start]
 
     def _take(self, start: int) -> memoryview:
         if not self._ahead:

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from faults import flips, kills, planted, through_ray
+from faults import flips, kills, planted, store_requests, through_ray, weather
 from faults.phases import Phase
 from faults.places import place
-from faults.proxy import Action
+from faults.proxy import LOSSES
 from faults.store_requests import bench, search
 from faults.table import Outcome
 
@@ -58,8 +58,8 @@ def requests_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
         found = search(on, first=first if quick else 1)
         violations += found.violations
         for kind in dict.fromkeys(on.kinds):
-            rows.append([kind, *(found.cases[kind, action] for action in Action)])
-        rows.append(["all", *(sum(n for (_, a), n in found.cases.items() if a is action) for action in Action)])
+            rows.append([kind, *(found.cases[kind, action] for action in LOSSES)])
+        rows.append(["all", *(sum(n for (_, a), n in found.cases.items() if a is action) for action in LOSSES)])
         for hole in () if quick else (planted.record_before_data, planted.renamed_after_record):
             result = search(dataclasses.replace(on, planted=hole), first=first, until_found=True)
             rows.append(
@@ -68,7 +68,7 @@ def requests_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
             if not result.violations:
                 violations.append(f"the search does not find the planted hole {hole.__name__}")
     title = f"Every store request × 3: {found.cases.total()} cases, {len(found.violations)} violations"
-    return Outcome(title, ["request", *Action], rows, violations, time.monotonic() - began)
+    return Outcome(title, ["request", *LOSSES], rows, violations, time.monotonic() - began)
 
 
 def flips_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
@@ -85,6 +85,26 @@ def flips_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
     rows.append(["all", *(sum(n for (_, f), n in found.fates.items() if f is fate) for fate in flips.Fate)])
     title = f"{found.fates.total():,} single-bit flips"
     return Outcome(title, ["flipped in", *flips.Fate], rows, found.violations, time.monotonic() - began)
+
+
+def weather_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
+    """Part 5: a store in bad weather."""
+    began = time.monotonic()
+    with place("s3") as where, store_requests.bench(where) as on:
+        tally = weather.campaign(on, 4 if quick else 60, seed)
+    methods = ["LIST", "HEAD", "GET", "PUT", "DELETE"]
+    rows = []
+    for action in weather.KINDS:
+        by_method = [sum(n for (w, a), n in tally.struck.items() if (m, action) == (w.split()[0], a)) for m in methods]
+        rows.append([action, sum(by_method), *by_method])
+    rows.append(["all", *(sum(row[i] for row in rows) for i in range(1, len(methods) + 2))])
+    ended = ", ".join(f"{n} with exit code {code}" for code, n in sorted(tally.runs.items()))
+    judged = (
+        f"{tally.sets} sets in {tally.runs.total()} runs ({ended}; repair needed {tally.mended} times, replay "
+        f"{tally.replayed}): {tally.lost} lost, {tally.doubled} doubled, {tally.unequal} unequal"
+    )
+    title = f"A store in bad weather, {judged}"
+    return Outcome(title, ["what goes wrong", "requests", *methods], rows, tally.violations, time.monotonic() - began)
 
 
 def ray_part(quick: bool, seed: int, num_kills: int | None) -> Outcome:
@@ -112,6 +132,7 @@ PARTS: dict[str, Callable[[bool, int, int | None], Outcome]] = {
     "kills": kills_part,
     "requests": requests_part,
     "flips": flips_part,
+    "weather": weather_part,
     "ray": ray_part,
 }
 

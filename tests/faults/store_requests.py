@@ -23,7 +23,7 @@ from faults.job import Job, Truth, make_source, start
 from faults.judge import Hashes, audited, data_hashes, judge
 from faults.kills import RUN_SECONDS, run_to_the_end, said
 from faults.places import Place
-from faults.proxy import Action, Fault, Wire, proxy
+from faults.proxy import LOSSES, Action, Fault, Wire, proxy
 
 ROWS = (10, 14)  # two shards of two chunks; the second is cut behind its ninth sample
 
@@ -68,9 +68,7 @@ def bench(place: Place) -> Generator[Bench]:
         yield Bench(place, wire, endpoint, truth, data_hashes(place.objects(job)), tuple(wire.seen))
 
 
-def search(
-    on: Bench, actions: tuple[Action, ...] = tuple(Action), *, first: int = 1, until_found: bool = False
-) -> Search:
+def search(on: Bench, actions: tuple[Action, ...] = LOSSES, *, first: int = 1, until_found: bool = False) -> Search:
     """All requests from the `first` on × `actions`; `until_found` stops at a violation."""
     found = Search()
     for action in actions:

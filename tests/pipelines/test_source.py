@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import ray
+from faulty_server import Fault, FaultyServer
 from ray.data import ActorPoolStrategy
 from tars import make_tar
 
@@ -148,6 +149,18 @@ def test_a_shard_that_is_not_its_checksum_gives_no_row(tasks: list[ShardTask]) -
     assert (num_rows(right), num_rows(wrong)) == (num_rows(tasks[3]), 0), "a limit is not spent on it"
     with pytest.raises(RefusedError, match="read before"):
         list(chunks_of(replace(wrong, skip=frozenset({0}))))
+
+
+def test_a_bit_that_is_flipped_on_the_way_costs_a_shard_with_a_checksum_nothing() -> None:
+    tar = make_tar((f"{i}.txt", b"words") for i in range(3))
+    with FaultyServer({"a.tar": tar}) as server:
+        task = ShardTask(0, f"{server.url}/a.tar", len(tar), "", sha256=hashlib.sha256(tar).hexdigest())
+        server.faults.append(Fault("flip", 600))
+        (chunk,) = chunks_of(task)
+        assert chunk.table["text"].to_pylist() == ["words"] * 3
+        server.faults.extend([Fault("flip", 600)] * 2)
+        (chunk,) = chunks_of(task)
+        assert chunk.damage and chunk.damage.reason == "checksum", "twice is no accident"
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -99,6 +99,20 @@ def test_a_range_reader_gives_the_bytes_of_a_misbehaving_server_at_its_best(serv
         assert reader.read(9) == CONTENT[:9]
 
 
+def test_what_is_read_after_the_sha256_is_what_it_was_taken_of(server: FaultyServer, url: str) -> None:
+    for flips in (1, 2):
+        with RangeReader(url, block_bytes=BLOCK) as reader:
+            assert reader.sha256() == hashlib.sha256(CONTENT).hexdigest()
+            server.faults.extend([Fault(), *[Fault("flip", 600)] * flips])
+            assert reader.read(BLOCK) == CONTENT[:BLOCK]
+            if flips == 1:  # on the way: it is asked for again
+                assert reader.read(BLOCK) == CONTENT[BLOCK : 2 * BLOCK]
+                continue
+            with pytest.raises(Rejected, match=r"from byte 7,000 on not what its SHA-256 was taken of") as caught:
+                reader.read(BLOCK)
+            assert caught.value.reason == Reason.SOURCE_CHANGED
+
+
 def test_every_range_is_asked_for_with_the_etag_that_was_seen(server: FaultyServer, url: str) -> None:
     assert read_all(url) == CONTENT
     assert server.num_conditional == server.num_gets >= len(CONTENT) // BLOCK
