@@ -18,14 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmstream.errors import UsageError
-from mmstream.media import audio
-from mmstream.media.audio import Sound
 from mmstream.media.image import Picture, decode
+
+if TYPE_CHECKING:  # who only has pictures needs none of what sounds are read with
+    from mmstream.media.audio import Sound
 
 Tokens = dict[str, np.ndarray]
 VECTOR_FORMAT = "unit-float32/1"
@@ -68,6 +69,18 @@ class Encoder:
             Rejected: nothing can be made of it.
         """
         raise self._lacks("audio")
+
+    def place(self, pixels: Sequence[np.ndarray]) -> Any:
+        """Exactly `micro_batch` pictures as one batch where the model is; the copy may still be under way."""
+        return np.stack(pixels)
+
+    def forward(self, placed: Any) -> Any:
+        """What `place` gave → [micro_batch, d] where the model is, not yet normalised; it may still be at work."""
+        return self._image_batch(placed)
+
+    def fetch(self, vectors: Any) -> np.ndarray:
+        """What `forward` gave, when it is done → float32 [micro_batch, d]."""
+        return vectors
 
     def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
         """Exactly `micro_batch` stacked pictures → float32 [micro_batch, d], not yet normalised."""
@@ -131,6 +144,8 @@ class Encoder:
             Rejected: a sound cannot be decoded.
             UsageError: the encoder gives no audio vectors, or the extra `audio` is not installed.
         """
+        from mmstream.media import audio
+
         self.needs("audio")
         return self.embed_sounds([self.listen(audio.decode(data)) for data in sounds])
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mmstream.errors import UnreachableError, UsageError
-from mmstream.storage.cache import local_folder
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", "*/model.safetensors")
 
@@ -26,6 +25,8 @@ def resolve(spec: str, source: str, patterns: Sequence[str] = FILES) -> Path:
     if folder.is_dir():
         return folder.absolute()
     if "://" in source:
+        from mmstream.storage.cache import local_folder
+
         return local_folder(source, patterns)
     if source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise UsageError(f"{spec}: no such folder. Give a folder with config.json and model.safetensors.")

@@ -23,9 +23,9 @@ import torch
 
 from mmstream.encoders.base import Encoder, Tokens, fingerprint
 from mmstream.encoders.folder import absolute_source, read_json, resolve, sha256, weight_files
+from mmstream.encoders.pictures import PictureModel
 from mmstream.encoders.preprocessing import from_hf
 from mmstream.errors import UsageError
-from mmstream.media.image import Picture
 
 PAIRS = ("clip", "siglip")
 PICTURES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -126,13 +126,13 @@ class HfModel:
         return 256 if self.device.type == "cuda" else 32
 
 
-class HfPairs(Encoder):
+class HfPairs(PictureModel):
     """CLIP and SigLIP."""
 
     modalities = ("image", "text")
 
     def __init__(self, model: HfModel) -> None:
-        self.spec, self._on, self.device = model.spec, model.device, model.device_name
+        self.spec, self.on, self.device = model.spec, model.device, model.device_name
         self.micro_batch = model.micro_batch
         self.preprocessing = from_hf(model.folder, model.spec)
         self.module, self._tokenizer = model.module(), model.tokenizer()
@@ -146,32 +146,26 @@ class HfPairs(Encoder):
             dimension=self.dimension,
         )
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [height, width, 3] of the model's input size."""
-        return self.preprocessing.pixels(picture)
-
     def tokenize(self, texts: list[str]) -> Tokens:
         """int64 [n, text_length]; longer texts are cut, as the model was trained."""
         return tokens_of(self._tokenizer, texts, self.text_length)
 
-    @torch.inference_mode()
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        images = self.preprocessing.normalized(to_device(pixels, self._on))
-        return self.module.get_image_features(pixel_values=images).pooler_output.float().cpu().numpy()
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module.get_image_features(pixel_values=images).pooler_output
 
     @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        inputs = {name: to_device(values, self._on) for name, values in tokens.items()}
+        inputs = {name: to_device(values, self.on) for name, values in tokens.items()}
         return self.module.get_text_features(**inputs).pooler_output.float().cpu().numpy()
 
 
-class HfPictures(Encoder):
+class HfPictures(PictureModel):
     """ViT, DeiT and DINO: the class token of the last hidden state, which the model's own norm has gone over."""
 
     modalities = ("image",)
 
     def __init__(self, model: HfModel) -> None:
-        self.spec, self._on, self.device = model.spec, model.device, model.device_name
+        self.spec, self.on, self.device = model.spec, model.device, model.device_name
         self.micro_batch = model.micro_batch
         self.preprocessing = from_hf(model.folder, model.spec)
         # ViT's pooler is an extra layer that a checkpoint need not have; its output is not what is taken here.
@@ -182,14 +176,8 @@ class HfPictures(Encoder):
             preprocessing=self.preprocessing.identity(), pooling="class token", dimension=self.dimension
         )
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [height, width, 3] of the model's input size."""
-        return self.preprocessing.pixels(picture)
-
-    @torch.inference_mode()
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        images = self.preprocessing.normalized(to_device(pixels, self._on))
-        return self.module(pixel_values=images).last_hidden_state[:, 0].float().cpu().numpy()
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module(pixel_values=images).last_hidden_state[:, 0]
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -18,18 +18,18 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from mmstream.encoders.base import Encoder, Tokens, fingerprint
+from mmstream.encoders.base import Tokens, fingerprint
 from mmstream.encoders.folder import absolute_source, from_hub, read_json, resolve, sha256, weight_files
 from mmstream.encoders.hf import to_device
+from mmstream.encoders.pictures import PictureModel
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.timm import vision_library
 from mmstream.errors import UsageError
-from mmstream.media.image import Picture
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 
-class OpenClipEncoder(Encoder):
+class OpenClipEncoder(PictureModel):
     modalities = ("image", "text")
 
     def __init__(self, spec: str) -> None:
@@ -44,16 +44,16 @@ class OpenClipEncoder(Encoder):
             raise UsageError(f"{spec}: give weights, open_clip:{architecture}/<tag, folder or file>. Tags: {tags}.")
         file, about = _weights(library, spec, architecture, source)
         self.spec = f"open_clip:{architecture}/{_local(source) or absolute_source(source)}"
-        self._on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self._on.type == "cuda" else "cpu"
-        self.micro_batch = 256 if self._on.type == "cuda" else 32
+        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
+        self.micro_batch = 256 if self.on.type == "cuda" else 32
         with _without_warnings():  # of random weights, which are replaced at once
             module = library.create_model(architecture, pretrained=None, precision="fp32", pretrained_hf=False)
         try:
             module.load_state_dict(safetensors.torch.load_file(file))
         except (RuntimeError, safetensors.SafetensorError) as e:
             raise UsageError(f"{spec}: {file} does not fit {architecture}: {str(e).splitlines()[0][:300]}") from e
-        self.module = module.eval().requires_grad_(False).to(self._on)
+        self.module = module.eval().requires_grad_(False).to(self.on)
         self._tokenizer = _tokenizer(library, spec, architecture, file.parent)
         self.preprocessing = preprocessing_of({**module.visual.preprocess_cfg, **about}, spec)
         self.dimension = int(config["embed_dim"])
@@ -69,22 +69,16 @@ class OpenClipEncoder(Encoder):
             }
         )
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [height, width, 3] of the model's input size."""
-        return self.preprocessing.pixels(picture)
-
     def tokenize(self, texts: list[str]) -> Tokens:
         """int64 [n, length]; longer texts are cut, as the model was trained."""
         return {"tokens": self._tokenizer(texts).numpy().astype(np.int64)}
 
-    @torch.inference_mode()
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        images = self.preprocessing.normalized(to_device(pixels, self._on))
-        return self.module.encode_image(images).float().cpu().numpy()
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(images)
 
     @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        return self.module.encode_text(to_device(tokens["tokens"], self._on)).float().cpu().numpy()
+        return self.module.encode_text(to_device(tokens["tokens"], self.on)).float().cpu().numpy()
 
 
 @contextmanager

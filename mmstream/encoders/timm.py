@@ -15,17 +15,17 @@ import numpy as np
 import safetensors
 import torch
 
-from mmstream.encoders.base import Encoder, fingerprint
+from mmstream.encoders.base import fingerprint
 from mmstream.encoders.folder import absolute_source, from_hub, read_json, resolve, sha256, weight_files
 from mmstream.encoders.hf import to_device
+from mmstream.encoders.pictures import PictureModel
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.errors import UsageError
-from mmstream.media.image import Picture
 
 _FILES = ("config.json", "*.safetensors")
 
 
-class TimmEncoder(Encoder):
+class TimmEncoder(PictureModel):
     modalities = ("image",)
 
     def __init__(self, spec: str) -> None:
@@ -36,18 +36,18 @@ class TimmEncoder(Encoder):
             raise UsageError(f"{spec}: timm has no model {name!r}; there are: {like}.")
         self.spec = f"timm:{name}/{_absolute(source)}" if source else spec
         file, config = _weights(timm, spec, name, source)
-        self._on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self._on.type == "cuda" else "cpu"
-        self.micro_batch = 256 if self._on.type == "cuda" else 32
+        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
+        self.micro_batch = 256 if self.on.type == "cuda" else 32
         overlay = {**{k: v for k, v in config.items() if k not in ("architecture", "tag")}, "file": str(file)}
         try:
             module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except (RuntimeError, ValueError, OSError) as e:
             raise UsageError(f"{spec}: {file} does not fit {name}: {str(e).splitlines()[0][:300]}") from e
         _check_complete(module, file, spec)
-        self.module = module.float().eval().requires_grad_(False).to(self._on)
+        self.module = module.float().eval().requires_grad_(False).to(self.on)
         self.preprocessing = preprocessing_of(timm, module, spec)
-        self.dimension = int(self._pooled(torch.zeros(1, *self._input_shape, device=self._on)).shape[1])
+        self.dimension = int(self._features(torch.zeros(1, *self._input_shape, device=self.on)).shape[1])
         self.fingerprint = fingerprint(
             {
                 "encoder": "timm",
@@ -64,24 +64,15 @@ class TimmEncoder(Encoder):
         height, width = p.crop or (p.size if isinstance(p.size, tuple) else (p.size, p.size))
         return 3, height, width
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [height, width, 3] of the model's input size."""
-        return self.preprocessing.pixels(picture)
-
     @torch.inference_mode()
-    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
         return self.module(images)
-
-    @torch.inference_mode()
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        images = self.preprocessing.normalized(to_device(pixels, self._on))
-        return self._pooled(images).float().cpu().numpy()
 
     @torch.inference_mode()
     def feature_map(self, pixels: np.ndarray) -> np.ndarray:
         """Stacked pictures [n, height, width, 3] → what the model sees before it pools, float32, as timm lays it out:
         [n, channels, rows, columns] of CNNs, [n, tokens, channels] of ViTs."""
-        images = self.preprocessing.normalized(to_device(pixels, self._on))
+        images = self.preprocessing.normalized(to_device(pixels, self.on))
         return self.module.forward_features(images).float().cpu().numpy()
 
 

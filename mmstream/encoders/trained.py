@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mmstream.encoders.base import Encoder, Tokens, fingerprint
+from mmstream.encoders.base import Tokens, fingerprint
+from mmstream.encoders.pictures import PictureModel
 from mmstream.errors import UsageError
-from mmstream.media.image import Picture
 from mmstream.models.card import load_card
 from mmstream.storage.files import absolute, exists, join
 
 
-class TrainedEncoder(Encoder):
+class TrainedEncoder(PictureModel):
     modalities = ("image", "text")
     micro_batch = 64
 
@@ -24,29 +24,23 @@ class TrainedEncoder(Encoder):
         run = absolute(spec.removeprefix("run:"))
         self.spec = f"run:{run}"
         card = load_card(_card_url(run, spec))
-        self._card = card
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
-        self.module = card.model.to(self._device)
+        self._card, self.preprocessing = card, card.preprocessing
+        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
+        self.module = card.model.to(self.on)
         self.dimension = card.dimension
         self.fingerprint = fingerprint({"card": card.fingerprint})
-
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [size, size, 3]."""
-        return self._card.preprocessing.pixels(picture)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """int32 [n, length]."""
         return {"tokens": self._card.tokenize(texts)}
 
-    @torch.inference_mode()
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-        return self.module.encode_image(self._card.preprocessing.normalized(images)).cpu().numpy()
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(images)
 
     @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self._device)).cpu().numpy()
+        return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self.on)).cpu().numpy()
 
 
 def _card_url(run: str, spec: str) -> str:

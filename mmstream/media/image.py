@@ -20,7 +20,6 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-import simplejpeg
 from PIL import (  # the plugins register themselves; Pillow's own search for them would load forty more
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
@@ -34,6 +33,11 @@ from PIL import (  # the plugins register themselves; Pillow's own search for th
 )
 
 from mmstream.errors import Reason, Rejected
+
+try:
+    import simplejpeg
+except ImportError:  # a lone GPU machine that only measures: Pillow gives the same pixels in more time
+    simplejpeg = None
 
 if TYPE_CHECKING:  # the sandbox's child loads this module and needs no configs
     from mmstream.media.filters import Filters
@@ -288,7 +292,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _pixels(image: Image.Image, data: bytes) -> np.ndarray:
     """uint8 [H, W, 3] of the first frame, as stored."""
-    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+    if simplejpeg and image.format == "JPEG" and image.mode in ("RGB", "L"):
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:  # strict where Pillow is lenient, or broken: Pillow decides, and knows why

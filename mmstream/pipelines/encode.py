@@ -7,8 +7,8 @@ use: a picture, a caption, a sound; what is absent is null in the row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.encoders.base import Encoder
+from mmstream.encoders.pipelined import picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
 from mmstream.media.decoding import Decoder, Direct
 from mmstream.media.text import clean, parse_object
@@ -24,6 +25,7 @@ from mmstream.schema import REJECT, embedding_schema
 from mmstream.telemetry import Stopwatch
 
 _HERE = Direct()
+_AHEAD = 2  # micro-batches of pictures that are prepared and not yet used
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,19 @@ def encode_chunk(
     encoder: Encoder,
     fields: Sequence[str],
     *,
-    pool: ThreadPoolExecutor,
+    pool: Executor,
     watch: Stopwatch,
     decoder: Decoder = _HERE,
 ) -> tuple[pa.Table, pa.Table]:
     """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
 
-    Decoding (by way of `decoder`) and preprocessing run on `pool`. The reject row of a damaged shard's unknown rest
+    Decoding (by way of `decoder`) and preprocessing run on `pool`, while the model is at work on the pictures that came
+    before. The reject row of a damaged shard's unknown rest
     is among the rejects.
     """
     columns = {name: samples[name].combine_chunks() for name in samples.column_names}
 
-    def prepared(row: int) -> _Sample | dict[str, Any]:
+    def prepare(row: int) -> _Sample | dict[str, Any]:
         # Here and not before: only the bytes of samples at work are held as Python objects.
         sample = {name: column[row].as_py() for name, column in columns.items()}
         try:
@@ -60,13 +63,23 @@ def encode_chunk(
         except Rejected as e:
             return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
 
-    with watch("decode"):
-        results = list(pool.map(prepared, range(samples.num_rows)))
+    ready: list[_Sample] = []
+    rejects: list[dict[str, Any]] = []
+
+    def pictures() -> Iterator[np.ndarray]:
+        for result in prepared(range(samples.num_rows), prepare, pool, _AHEAD * encoder.micro_batch):
+            if not isinstance(result, _Sample):
+                rejects.append(result)
+                continue
+            ready.append(result)
+            if "image" in result.parts:
+                yield result.parts["image"]
+                result.parts["image"] = None  # the model has them
+
+    of_pictures = list(picture_vectors(pictures(), encoder, watch))
     with watch("model"):
-        ready = [r for r in results if isinstance(r, _Sample)]
-        rejects = [r for r in results if not isinstance(r, _Sample)]
-        vectors = _vectors(ready, encoder)
-        rows, bad = _rows(ready, vectors, encoder, fields)
+        vectors = _vectors(ready, of_pictures, encoder)
+    rows, bad = _rows(ready, vectors, encoder, fields)
     if info.damage:
         rest = info.first_row + info.num_samples
         rejects.append(_reject(info.shard, rest, None, info.damage.offset, info.damage.reason, info.damage.detail))
@@ -144,14 +157,17 @@ def _reject(shard: int, row: int, key: str | None, offset: int, reason: str, det
     }
 
 
-def _vectors(ready: list[_Sample], encoder: Encoder) -> dict[str, np.ndarray]:
-    """float32 [n, d] per modality; NaN where a sample lacks it."""
+def _vectors(ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encoder) -> dict[str, np.ndarray]:
+    """float32 [n, d] per modality; NaN where a sample lacks it. Those of the pictures are there already."""
     vectors = {}
     for modality in encoder.modalities:
         table = np.full((len(ready), encoder.dimension), np.nan, np.float32)
         parts = {i: s.parts[modality] for i, s in enumerate(ready) if modality in s.parts}
         if parts:
-            table[list(parts)] = _embedded(modality, list(parts.values()), encoder)
+            has = list(parts.values())
+            table[list(parts)] = (
+                np.concatenate(of_pictures) if modality == "image" else _embedded(modality, has, encoder)
+            )
         vectors[modality] = table
     return vectors
 
@@ -159,8 +175,6 @@ def _vectors(ready: list[_Sample], encoder: Encoder) -> dict[str, np.ndarray]:
 def _embedded(modality: str, parts: list[Any], encoder: Encoder) -> np.ndarray:
     """float32 [n, d]"""
     match modality:
-        case "image":
-            return encoder.embed_pixels(np.stack(parts))
         case "text":
             return encoder.embed_tokens(encoder.tokenize(parts))
         case "audio":
