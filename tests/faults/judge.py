@@ -52,13 +52,24 @@ def objects_at(dest: str, endpoint: str | None = None) -> Objects:
 
 
 def folded_records(objects: Objects) -> dict[int, dict]:
-    """The record of the highest generation of each finished shard."""
+    """The record of the highest generation of each finished shard that is what its own SHA-256 says."""
     found: dict[int, tuple[int, dict]] = {}
     for path, data in objects.items():
-        if match := re.fullmatch(r"commits/(\d+)\.(\d+)\.json", path):
+        if (match := re.fullmatch(r"commits/(\d+)\.(\d+)\.json", path)) and (record := sound(data)):
             shard, generation = map(int, match.groups())
-            found[shard] = max(found.get(shard, (-1, {})), (generation, json.loads(data)), key=lambda f: f[0])
+            found[shard] = max(found.get(shard, (-1, {})), (generation, record), key=lambda f: f[0])
     return {shard: record for shard, (_, record) in found.items()}
+
+
+def sound(data: bytes) -> dict | None:
+    """A record, where its content is that of the SHA-256 in it."""
+    try:
+        record = json.loads(data)
+        said = record.pop("sha256")
+    except (ValueError, AttributeError, KeyError):
+        return None
+    content = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+    return record if hashlib.sha256(content).hexdigest() == said else None
 
 
 def data_hashes(objects: Objects) -> Hashes:

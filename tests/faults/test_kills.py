@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from faults import kills
 from faults.judge import Objects, data_hashes, judge
 from faults.places import Place, place
+
+from mmstream.schema import canonical_sha256
 
 
 @pytest.fixture
@@ -40,7 +43,10 @@ def test_the_judge_sees_what_is_lost_doubled_or_changed(folder: Place) -> None:
     twice = objects[record].replace(b'"chunk": 1,', b'"chunk": 0,')
     data = [p for p in sorted(objects) if p.startswith("data/000000-")]
     twice = twice.replace(data[1].encode(), data[0].encode())
-    assert judge({**objects, record: twice}, truth, undisturbed).doubled
+    forged = {name: value for name, value in json.loads(twice).items() if name != "sha256"}
+    sealed = json.dumps({**forged, "sha256": canonical_sha256(forged)}).encode()
+    assert judge({**objects, record: sealed}, truth, undisturbed).doubled
+    assert judge({**objects, record: twice}, truth, undisturbed).lost == tuple(truth.keys[0]), "no record at all"
 
 
 @pytest.mark.faults

@@ -144,6 +144,17 @@ def test_whatever_the_pattern_of_errors_every_byte_comes_once_or_the_store_is_un
         assert any(all(bad[i : i + ranges.ATTEMPTS]) for i in range(len(bad) - ranges.ATTEMPTS + 1))
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault("whole"), Fault("elsewhere"), Fault("longer", 9), Fault("status", 503)], ids=str
+)
+def test_an_answer_that_is_not_what_was_asked_for_is_no_part_of_it(
+    server: FaultyServer, url: str, fault: Fault
+) -> None:
+    server.faults = deque([Fault(), fault, fault, Fault(), fault])
+    assert read_all(url) == CONTENT
+    assert len(server.faults) <= 3, "it was met"
+
+
 @pytest.mark.parametrize("kind", ["cut", "reset", "short"])
 def test_a_connection_that_always_breaks_after_some_bytes_goes_on_where_it_broke(
     server: FaultyServer, url: str, kind: str
