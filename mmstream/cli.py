@@ -34,8 +34,10 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Build and inspect indexes.", no_args_is_help=True)
 synth_app = typer.Typer(help="Write made-up data sets to try things on.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 app.add_typer(synth_app, name="synth")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(asked: bool) -> None:
@@ -362,6 +364,22 @@ def search(
     from mmstream.search.answer import answer
 
     return answer(index, query, image=image, k=k, model=model, html=html)
+
+
+@verb(bench_app, "encode", "mmstream bench encode --random ViT-B/32")
+def bench_encode(
+    model: Model = None,
+    random: Annotated[str | None, typer.Option(help="A published size with random weights, as ViT-B/32.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0)] = 30.0,
+    size: Annotated[int, typer.Option(help="Edge of the made JPEGs, in pixels.", min=16)] = 256,
+    threads: Annotated[int | None, typer.Option(help="That decode; all cores by default.", min=1)] = None,
+) -> Any:
+    """How fast an encoder makes vectors of compressed pictures, and what its device waits for."""
+    from mmstream.bench.encode import bench_encode
+
+    return bench_encode(model, random=random, device=device, batch=batch, seconds=seconds, size=size, threads=threads)
 
 
 def main(argv: list[str] | None = None) -> None:

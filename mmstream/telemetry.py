@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -156,33 +154,6 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class Stopwatch:
-    """Seconds by stage. `with watch("decode"): …` adds to one; `share` names the stage that took most."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Generator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start)
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-def slowest(seconds: Mapping[str, float]) -> str | None:
-    """`"decode (61 %)"`: the stage that took the largest share of the time, or None before anything was timed."""
-    total = sum(seconds.values())
-    if total <= 0:
-        return None
-    stage = max(seconds, key=lambda s: seconds[s])
-    return f"{stage} ({100 * seconds[stage] / total:.0f} %)"
 
 
 class Report(BaseModel):

@@ -23,7 +23,7 @@ from mmstream.schema import CATALOG, REJECT, ChunkRecord, Manifest, Totals, embe
 from mmstream.shards.catalog import build_catalog, to_parquet
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import join, write_bytes
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 Row = Mapping[str, Any]
 

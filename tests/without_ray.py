@@ -14,7 +14,7 @@ from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.resources import Shares
 from mmstream.pipelines.source import from_row, read_rows
 from mmstream.schema import ChunkRecord
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 
 @contextmanager

@@ -21,6 +21,13 @@ class PictureModel(Encoder):
     on: torch.device
     preprocessing: Any  # of `encoders.preprocessing`, or a card's own: `pixels` on uint8, `normalized` on the device
 
+    def settle(self, module: torch.nn.Module) -> None:
+        """Takes `module` to where it computes, for inference: the GPU where there is one."""
+        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
+        self.micro_batch = 256 if self.on.type == "cuda" else 32
+        self.module = module.eval().requires_grad_(False).to(self.on)
+
     def preprocess(self, picture: Picture) -> np.ndarray:
         """uint8 [height, width, 3] of the model's input size."""
         return self.preprocessing.pixels(picture)

@@ -33,7 +33,8 @@ from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
 from mmstream.shards.catalog import build_catalog
 from mmstream.shards.group import Chunk
 from mmstream.storage.files import absolute
-from mmstream.telemetry import Report, Stopwatch
+from mmstream.telemetry import Report
+from mmstream.timing import Stopwatch
 
 SHOWN_REJECTS = 5
 START_SECONDS = 10.0  # of a local Ray and its workers, before they load the model: measured on two cores

@@ -36,7 +36,8 @@ from mmstream.pipelines.source import ShardTask, from_row
 from mmstream.schema import METADATA, ChunkRecord
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.files import absolute
-from mmstream.telemetry import Progress, Stopwatch, slowest, warn
+from mmstream.telemetry import Progress, warn
+from mmstream.timing import Stopwatch, slowest
 
 
 @dataclass

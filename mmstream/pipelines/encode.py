@@ -16,16 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.encoders.base import Encoder
-from mmstream.encoders.pipelined import picture_vectors, prepared
+from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
 from mmstream.media.decoding import Decoder, Direct
 from mmstream.media.text import clean, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 _HERE = Direct()
-_AHEAD = 2  # micro-batches of pictures that are prepared and not yet used
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def encode_chunk(
     rejects: list[dict[str, Any]] = []
 
     def pictures() -> Iterator[np.ndarray]:
-        for result in prepared(range(samples.num_rows), prepare, pool, _AHEAD * encoder.micro_batch):
+        for result in prepared(range(samples.num_rows), prepare, pool, AHEAD * encoder.micro_batch):
             if not isinstance(result, _Sample):
                 rejects.append(result)
                 continue

@@ -28,7 +28,8 @@ from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import as_list, from_row
 from mmstream.shards.catalog import build_catalog
-from mmstream.telemetry import Progress, Report, Stopwatch
+from mmstream.telemetry import Progress, Report
+from mmstream.timing import Stopwatch
 
 MAX_PAIRS = 50_000
 FITS = "fits"  # the JSON field of made data: how many scenes a caption is true of

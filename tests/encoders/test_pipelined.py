@@ -17,7 +17,7 @@ from mmstream.encoders.build import load_encoder
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.encoders.pipelined import picture_vectors, prepared
 from mmstream.media.image import decode
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 
 def streamed(encoder: Encoder, pictures: list[bytes], threads: int, ahead: int) -> np.ndarray:

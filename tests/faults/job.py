@@ -159,7 +159,7 @@ def _in_turn(opened: Any, ledger: Any, tasks: list, encoder: Any) -> Any:
 def encoded(tasks: list, encoder: Any) -> Iterator[tuple[Any, pa.Table, pa.Table]]:
     """What the chunks of `tasks` say of themselves, their rows and their rejects."""
     from mmstream.pipelines import encode, source
-    from mmstream.telemetry import Stopwatch
+    from mmstream.timing import Stopwatch
 
     with ThreadPoolExecutor(1) as pool:
         for task in tasks:

@@ -29,7 +29,7 @@ from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of, from_row, to_row
 from mmstream.schema import ShardRecord
 from mmstream.shards.catalog import build_catalog
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

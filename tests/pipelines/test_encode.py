@@ -12,7 +12,7 @@ from mmstream.encoders.base import Tokens
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.source import ShardTask, from_row, read_rows
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 
 class Diverging(FakeEncoder):

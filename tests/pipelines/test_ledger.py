@@ -21,7 +21,7 @@ from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
 from mmstream.schema import Damage
 from mmstream.shards.catalog import build_catalog
-from mmstream.telemetry import Stopwatch
+from mmstream.timing import Stopwatch
 
 SAMPLES, CHUNKS = 40, 5
 ENCODER = load_encoder("fake:4")

@@ -1,0 +1,289 @@
+"""How fast an encoder makes vectors of compressed pictures, and what it waits for; one JSON.
+
+    mmstream bench encode --random ViT-B/32 --json
+    python -m mmstream.bench.encode --random ViT-B/32 --json
+
+Three speeds are measured in rounds that take turns, the best round of each counts: the model alone on tensors that lie
+on its device, preprocessing alone (bytes → pixels, on threads), and both together from bytes to vectors as `embed` does
+it. The second command needs neither Ray nor the libraries of the command line: torch, transformers or timm, Pillow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from mmstream.bench.pictures import jpegs
+from mmstream.encoders.base import Encoder
+from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
+from mmstream.errors import MmstreamError, UsageError
+from mmstream.media.image import decode
+from mmstream.timing import Stopwatch
+
+ROUNDS = 3
+NUM_PICTURES = 256
+TARGET = 0.9
+_LIBRARIES = ("torch", "transformers", "timm", "torchvision", "pillow", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class EncodeBench:
+    """Speeds are pictures per second. `limit` is the slower of `model_only` and `preprocess_only`, `measured` is
+    `end_to_end`, `ratio` is measured / limit."""
+
+    model: str
+    device: str
+    dtype: str
+    micro_batch: int
+    threads: int
+    cores: int
+    size: int
+    jpeg_bytes: int
+    model_only: float
+    preprocess_only: float
+    end_to_end: float
+    limit: float
+    measured: float
+    ratio: float
+    device_waits: float  # share of the time that the device has nothing to do, end to end
+    waits_for: str | None  # the stage that it waits for most
+    stages: dict[str, float]  # shares of the time of the thread that feeds the device
+    cpu_seconds_per_1000: float
+    peak_bytes: int
+    device_bytes: int | None
+    startup_seconds: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        memory = f"{self.peak_bytes >> 20:,} MiB" + (
+            f", on the device {self.device_bytes >> 20:,} MiB" if self.device_bytes is not None else ""
+        )
+        verdict = "" if self.ratio >= TARGET else f", the target is {TARGET}"
+        waits = f"{100 * self.device_waits:.0f} %" + (f", for {self.waits_for}" if self.waits_for else "")
+        rows = [
+            ("model", f"{self.model} on {self.device}, {self.dtype}, micro-batches of {self.micro_batch}"),
+            ("pictures", f"JPEG, {self.size} × {self.size}, {self.jpeg_bytes:,} bytes on average"),
+            ("model only", f"{self.model_only:,.1f} per second"),
+            ("preprocessing only", f"{self.preprocess_only:,.1f} per second on {self.threads} threads"),
+            ("end to end", f"{self.end_to_end:,.1f} per second, {self.ratio:.2f} of the slower of the two{verdict}"),
+            ("the device waits", waits),
+            ("memory", memory),
+        ]
+        return "\n".join(["bench encode", *(f"  {name:<18}  {value}" for name, value in rows)])
+
+
+def bench_encode(
+    model: str | None = None,
+    *,
+    random: str | None = None,
+    device: str = "auto",
+    batch: int | None = None,
+    seconds: float = 30.0,
+    size: int = 256,
+    threads: int | None = None,
+) -> EncodeBench:
+    """
+    Args:
+        model: a model spec that gives image vectors; or
+        random: a published size, with random weights (`bench.random_weights`).
+        device: auto, cpu or cuda.
+        batch: rows of a micro-batch, where not the encoder's own.
+        seconds: about how long all measurements take together; at least two micro-batches are run in each round.
+        size: edge of the made JPEGs, in pixels.
+        threads: that decode; also the model's, on a CPU. All cores by default.
+
+    Raises:
+        UsageError: what was asked for cannot be measured here.
+    """
+    start = time.perf_counter()
+    threads = threads or cores()
+    encoder = _encoder(model, random, device, threads)
+    encoder.micro_batch = batch or encoder.micro_batch
+    pictures = jpegs(NUM_PICTURES, size)
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        run = _Run(encoder, pictures, pool)
+        run.model_only(0)  # everything is loaded and warm
+        startup = time.perf_counter() - start
+        best, stages = _best_rounds(run, seconds / (3 * ROUNDS))
+    limit = min(best["model_only"], best["preprocess_only"])
+    waits = max(0.0, 1 - best["end_to_end"] / best["model_only"])
+    return EncodeBench(
+        model=encoder.spec,
+        device=encoder.device,
+        dtype=encoder.dtype,
+        micro_batch=encoder.micro_batch,
+        threads=threads,
+        cores=cores(),
+        size=size,
+        jpeg_bytes=sum(map(len, pictures)) // len(pictures),
+        **{name: round(speed, 2) for name, speed in best.items()},
+        limit=round(limit, 2),
+        measured=round(best["end_to_end"], 2),
+        ratio=round(best["end_to_end"] / limit, 4),
+        device_waits=round(waits, 4),
+        waits_for=max(("decode", "transfer"), key=lambda s: stages.get(s, 0.0)) if waits >= 0.01 else None,
+        stages={name: round(share, 4) for name, share in stages.items()},
+        cpu_seconds_per_1000=round(run.cpu_seconds_per_1000, 3),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        device_bytes=_device_bytes(encoder),
+        startup_seconds=round(startup, 2),
+        versions=_versions(),
+    )
+
+
+class _Run:
+    """Each measurement takes about so many seconds and gives pictures per second."""
+
+    def __init__(self, encoder: Encoder, pictures: list[bytes], pool: ThreadPoolExecutor) -> None:
+        self._encoder, self._pictures, self._pool = encoder, pictures, pool
+        size = encoder.micro_batch
+        self._placed = encoder.place([self._prepare(data) for data in islice(cycle(pictures), size)])
+        self._least = 2 * size
+        self.stages: dict[str, float] = {}
+        self.cpu_seconds_per_1000 = 0.0
+
+    def model_only(self, seconds: float) -> float:
+        start, num = time.perf_counter(), 0
+        begun: Any = None
+        while num < self._least or time.perf_counter() - start < seconds:
+            after = self._encoder.forward(self._placed)
+            if begun is not None:  # as in `picture_vectors`: the next batch is handed over first
+                self._encoder.fetch(begun)
+            begun, num = after, num + self._encoder.micro_batch
+        self._encoder.fetch(begun)
+        return num / (time.perf_counter() - start)
+
+    def preprocess_only(self, seconds: float) -> float:
+        start = time.perf_counter()
+        num = sum(1 for _ in self._pixels(seconds))
+        return num / (time.perf_counter() - start)
+
+    def end_to_end(self, seconds: float) -> float:
+        watch, num = Stopwatch(), 0
+        start, cpu = time.perf_counter(), time.process_time()
+        for vectors in picture_vectors(self._pixels(seconds), self._encoder, watch):
+            num += len(vectors)
+        took = time.perf_counter() - start
+        self.stages = {stage: s / took for stage, s in watch.seconds.items()}
+        self.cpu_seconds_per_1000 = 1000 * (time.process_time() - cpu) / num
+        return num / took
+
+    def _prepare(self, data: bytes) -> np.ndarray:
+        return self._encoder.preprocess(decode(data))
+
+    def _pixels(self, seconds: float) -> Iterator[np.ndarray]:
+        return prepared(self._bytes(seconds), self._prepare, self._pool, AHEAD * self._encoder.micro_batch)
+
+    def _bytes(self, seconds: float) -> Iterator[bytes]:
+        """Whole micro-batches of pictures until the time is over: a padded one would count as slow."""
+        end, size = time.perf_counter() + seconds, self._encoder.micro_batch
+        for i, data in enumerate(cycle(self._pictures)):
+            if i >= self._least and i % size == 0 and time.perf_counter() > end:
+                return
+            yield data
+
+
+def _best_rounds(run: _Run, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """The best speed of each measurement, and the stages of the best end-to-end round."""
+    measurements: dict[str, Callable[[float], float]] = {
+        "model_only": run.model_only,
+        "preprocess_only": run.preprocess_only,
+        "end_to_end": run.end_to_end,
+    }
+    best, stages = dict.fromkeys(measurements, 0.0), {}
+    for _ in range(ROUNDS):
+        for name, measure in measurements.items():
+            speed = measure(seconds)
+            if speed > best[name]:
+                best[name] = speed
+                stages = run.stages if name == "end_to_end" else stages
+    return best, stages
+
+
+def _encoder(model: str | None, random: str | None, device: str, threads: int) -> Encoder:
+    if (model is None) == (random is None):
+        raise UsageError("bench encode: give --model SPEC, or --random SIZE for random weights of a published size.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: give auto, cpu or cuda.")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks: every family takes a GPU where there is one
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here.")
+    torch.set_num_threads(threads)
+    if random is not None:
+        from mmstream.bench.random_weights import RandomPictures
+
+        encoder: Encoder = RandomPictures(random)
+    else:
+        from mmstream.encoders.build import load_encoder
+
+        encoder = load_encoder(str(model))
+    encoder.needs("image")
+    return encoder
+
+
+def _device_bytes(encoder: Encoder) -> int | None:
+    """The most that was allocated on the GPU; None on a CPU."""
+    if encoder.device == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def main() -> int:
+    """The command without the command line's libraries; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mmstream.bench.encode", description="Speed of an encoder.")
+    parser.add_argument("--model", help="a model spec")
+    parser.add_argument("--random", help="a published size with random weights, as ViT-B/32")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true")
+    options = vars(parser.parse_args())
+    as_json = options.pop("json")
+    try:
+        report = bench_encode(options.pop("model"), **options)
+    except MmstreamError as e:
+        print(f"mmstream: {e}", file=sys.stderr)
+        return int(e.exit_code)
+    print(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if as_json else report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
