@@ -33,7 +33,7 @@ from mmstream.media.image import decode
 from mmstream.timing import Stopwatch
 
 ROUNDS = 3
-NUM_PICTURES = 256
+NUM_PICTURES = 64
 TARGET = 0.9
 _LIBRARIES = ("torch", "transformers", "timm", "torchvision", "pillow", "simplejpeg")
 
