@@ -231,6 +231,7 @@ def _encoder(model: str | None, random: str | None, device: str, threads: int) -
         from mmstream.bench.random_weights import RandomPictures
 
         encoder: Encoder = RandomPictures(random)
+        encoder.choose_micro_batch()
     else:
         from mmstream.encoders.build import load_encoder
 

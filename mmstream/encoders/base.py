@@ -70,6 +70,9 @@ class Encoder:
         """
         raise self._lacks("audio")
 
+    def choose_micro_batch(self) -> None:
+        """Sets `micro_batch` to what fits the device, before anything is encoded with it; on a CPU it is as it is."""
+
     def place(self, pixels: Sequence[np.ndarray]) -> Any:
         """Exactly `micro_batch` pictures as one batch where the model is; the copy may still be under way."""
         return np.stack(pixels)

@@ -18,6 +18,12 @@ def load_encoder(spec: str) -> Encoder:
         UsageError: no such family, or the model cannot be loaded.
         UnreachableError: a hub or store does not answer.
     """
+    encoder = _of_family(spec)
+    encoder.choose_micro_batch()
+    return encoder
+
+
+def _of_family(spec: str) -> Encoder:
     family, _, rest = spec.partition(":")
     if not rest:
         raise UsageError(f"{spec!r} is no model spec. Give one of: {FAMILIES}.")

@@ -132,10 +132,10 @@ class HfPairs(PictureModel):
     modalities = ("image", "text")
 
     def __init__(self, model: HfModel) -> None:
-        self.spec, self.on, self.device = model.spec, model.device, model.device_name
-        self.micro_batch = model.micro_batch
+        self.spec = model.spec
         self.preprocessing = from_hf(model.folder, model.spec)
-        self.module, self._tokenizer = model.module(), model.tokenizer()
+        self.settle(model.module())
+        self._tokenizer = model.tokenizer()
         text = self.module.config.text_config
         self.text_length = int(text.max_position_embeddings)
         self.dimension = int(getattr(self.module.config, "projection_dim", 0) or text.projection_size)
@@ -153,10 +153,10 @@ class HfPairs(PictureModel):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return self.module.get_image_features(pixel_values=images).pooler_output
 
-    @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
         inputs = {name: to_device(values, self.on) for name, values in tokens.items()}
-        return self.module.get_text_features(**inputs).pooler_output.float().cpu().numpy()
+        with self.computing():
+            return self.module.get_text_features(**inputs).pooler_output.float().cpu().numpy()
 
 
 class HfPictures(PictureModel):
@@ -165,12 +165,11 @@ class HfPictures(PictureModel):
     modalities = ("image",)
 
     def __init__(self, model: HfModel) -> None:
-        self.spec, self.on, self.device = model.spec, model.device, model.device_name
-        self.micro_batch = model.micro_batch
+        self.spec = model.spec
         self.preprocessing = from_hf(model.folder, model.spec)
         # ViT's pooler is an extra layer that a checkpoint need not have; its output is not what is taken here.
         options = {"add_pooling_layer": False} if model.config["model_type"] in ("vit", "deit") else {}
-        self.module = model.module(**options)
+        self.settle(model.module(**options))
         self.dimension = int(self.module.config.hidden_size)
         self.fingerprint = model.fingerprint(
             preprocessing=self.preprocessing.identity(), pooling="class token", dimension=self.dimension

@@ -44,16 +44,13 @@ class OpenClipEncoder(PictureModel):
             raise UsageError(f"{spec}: give weights, open_clip:{architecture}/<tag, folder or file>. Tags: {tags}.")
         file, about = _weights(library, spec, architecture, source)
         self.spec = f"open_clip:{architecture}/{_local(source) or absolute_source(source)}"
-        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
-        self.micro_batch = 256 if self.on.type == "cuda" else 32
         with _without_warnings():  # of random weights, which are replaced at once
             module = library.create_model(architecture, pretrained=None, precision="fp32", pretrained_hf=False)
         try:
             module.load_state_dict(safetensors.torch.load_file(file))
         except (RuntimeError, safetensors.SafetensorError) as e:
             raise UsageError(f"{spec}: {file} does not fit {architecture}: {str(e).splitlines()[0][:300]}") from e
-        self.module = module.eval().requires_grad_(False).to(self.on)
+        self.settle(module)
         self._tokenizer = _tokenizer(library, spec, architecture, file.parent)
         self.preprocessing = preprocessing_of({**module.visual.preprocess_cfg, **about}, spec)
         self.dimension = int(config["embed_dim"])
@@ -76,9 +73,9 @@ class OpenClipEncoder(PictureModel):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return self.module.encode_image(images)
 
-    @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        return self.module.encode_text(to_device(tokens["tokens"], self.on)).float().cpu().numpy()
+        with self.computing():
+            return self.module.encode_text(to_device(tokens["tokens"], self.on)).float().cpu().numpy()
 
 
 @contextmanager

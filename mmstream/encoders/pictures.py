@@ -1,11 +1,14 @@
 """What all torch models of pictures have in common: uint8 pixels to the device, floats and vectors there, and back.
 
-The three steps are apart so that they overlap (`encoders.pipelined`) and are timed apart (`bench.encode`).
+The three steps are apart so that they overlap (`encoders.pipelined`) and are timed apart (`bench.encode`). On a CPU
+each is done when it returns, in float32. On a GPU pixels go over from pinned memory on a stream of their own while the
+batch before is at work, the model computes in bfloat16, channels last, and `fetch` waits for its own batch alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,19 +17,31 @@ import torch
 from mmstream.encoders.base import Encoder
 from mmstream.media.image import Picture
 
+CPU_ROWS, GPU_ROWS = 32, 256  # of a micro-batch; a chunk has 512
+_TRIAL_ROWS = 8
+
 
 class PictureModel(Encoder):
-    """A family gives `_features`, and sets `module`, `preprocessing` and `on`, the device of both."""
+    """A family gives `_features`, sets `preprocessing` and hands its module to `settle`."""
 
     on: torch.device
     preprocessing: Any  # of `encoders.preprocessing`, or a card's own: `pixels` on uint8, `normalized` on the device
+    _copies: Any = None  # the stream on which pixels go over
 
-    def settle(self, module: torch.nn.Module) -> None:
-        """Takes `module` to where it computes, for inference: the GPU where there is one."""
+    def settle(self, module: torch.nn.Module, *, rows: int = CPU_ROWS) -> None:
+        """Takes `module` to where it computes, for inference: the GPU where there is one, else in micro-batches of
+        `rows`."""
         self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
-        self.micro_batch = 256 if self.on.type == "cuda" else 32
-        self.module = module.eval().requires_grad_(False).to(self.on)
+        self.module, self.micro_batch = module.eval().requires_grad_(False).to(self.on), rows
+        if self.on.type == "cuda":
+            self.module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+            self.device, self.dtype = torch.cuda.get_device_name(), "bfloat16"
+            self._copies, self.micro_batch = torch.cuda.Stream(), GPU_ROWS
+
+    def choose_micro_batch(self) -> None:
+        if self.on.type == "cuda":
+            about = torch.cuda.get_device_properties(self.on)
+            self.micro_batch = rows_that_fit(self._bytes_per_row(), about.total_memory)
 
     def preprocess(self, picture: Picture) -> np.ndarray:
         """uint8 [height, width, 3] of the model's input size."""
@@ -36,16 +51,65 @@ class PictureModel(Encoder):
         """Normalised pictures [n, 3, height, width] → vectors [n, d], on the device."""
         raise NotImplementedError
 
-    def place(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
-        """uint8 [n, height, width, 3] on the device."""
-        return torch.from_numpy(np.stack(pixels)).to(self.on)
+    @contextmanager
+    def computing(self) -> Generator[None]:
+        """Where the model is called: without gradients, and in `dtype` (the weights stay in float32)."""
+        with torch.inference_mode(), torch.autocast(self.on.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            yield
 
-    @torch.inference_mode()
-    def forward(self, placed: torch.Tensor) -> torch.Tensor:
-        return self._features(self.preprocessing.normalized(placed))
+    def place(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+        """uint8 [n, height, width, 3] on the device; on a GPU the copy may still be under way."""
+        if self.on.type != "cuda":
+            return torch.from_numpy(np.stack(pixels))
+        pinned = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(pixels, out=pinned.numpy())
+        with torch.cuda.stream(self._copies):
+            placed = pinned.to(self.on, non_blocking=True)
+        model = torch.cuda.current_stream()
+        model.wait_stream(self._copies)
+        placed.record_stream(model)  # else its memory might be used again while the model reads it
+        return placed
+
+    def forward(self, placed: torch.Tensor) -> Any:
+        return self.forward_images(self.preprocessing.normalized(placed))
+
+    def forward_images(self, images: torch.Tensor) -> Any:
+        """As `forward`, of normalised pictures [n, 3, height, width] on the device."""
+        with self.computing():
+            vectors = self._features(images).float()
+        if self.on.type != "cuda":
+            return vectors
+        # The way back is queued now: a copy that is asked for later would wait for the batch that was queued since.
+        pinned = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+        pinned.copy_(vectors, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return pinned, done
 
     def fetch(self, vectors: Any) -> np.ndarray:
-        return vectors.float().cpu().numpy()
+        if self.on.type == "cuda":
+            vectors, done = vectors
+            done.synchronize()
+        return vectors.numpy()
 
     def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
         return self.fetch(self.forward(self.place(list(pixels))))
+
+    def _bytes_per_row(self) -> float:
+        """GPU memory that a trial batch takes beside the weights, for each of its rows."""
+        pixels = self.preprocess(Picture(np.zeros((256, 256, 3), np.uint8), 256, 256, b""))
+        before = torch.cuda.memory_allocated(self.on)
+        torch.cuda.reset_peak_memory_stats(self.on)
+        self.fetch(self.forward(self.place([pixels] * _TRIAL_ROWS)))
+        return (torch.cuda.max_memory_allocated(self.on) - before) / _TRIAL_ROWS
+
+
+def rows_that_fit(bytes_per_row: float, device_bytes: int, most: int = GPU_ROWS) -> int:
+    """Rows of a micro-batch that take at most a quarter of the device's memory, `most` halved until they do.
+
+    Of the device's model and the encoder alone, not of a clock or of what else runs: the same bytes in every run.
+    """
+    rows = most
+    while rows > 1 and rows * bytes_per_row > device_bytes / 4:
+        rows //= 2
+    return rows

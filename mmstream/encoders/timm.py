@@ -36,18 +36,16 @@ class TimmEncoder(PictureModel):
             raise UsageError(f"{spec}: timm has no model {name!r}; there are: {like}.")
         self.spec = f"timm:{name}/{_absolute(source)}" if source else spec
         file, config = _weights(timm, spec, name, source)
-        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
-        self.micro_batch = 256 if self.on.type == "cuda" else 32
         overlay = {**{k: v for k, v in config.items() if k not in ("architecture", "tag")}, "file": str(file)}
         try:
             module = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
         except (RuntimeError, ValueError, OSError) as e:
             raise UsageError(f"{spec}: {file} does not fit {name}: {str(e).splitlines()[0][:300]}") from e
         _check_complete(module, file, spec)
-        self.module = module.float().eval().requires_grad_(False).to(self.on)
+        self.settle(module.float())
         self.preprocessing = preprocessing_of(timm, module, spec)
-        self.dimension = int(self._features(torch.zeros(1, *self._input_shape, device=self.on)).shape[1])
+        with self.computing():
+            self.dimension = int(self._features(torch.zeros(1, *self._input_shape, device=self.on)).shape[1])
         self.fingerprint = fingerprint(
             {
                 "encoder": "timm",
@@ -64,16 +62,15 @@ class TimmEncoder(PictureModel):
         height, width = p.crop or (p.size if isinstance(p.size, tuple) else (p.size, p.size))
         return 3, height, width
 
-    @torch.inference_mode()
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return self.module(images)
 
-    @torch.inference_mode()
     def feature_map(self, pixels: np.ndarray) -> np.ndarray:
         """Stacked pictures [n, height, width, 3] → what the model sees before it pools, float32, as timm lays it out:
         [n, channels, rows, columns] of CNNs, [n, tokens, channels] of ViTs."""
         images = self.preprocessing.normalized(to_device(pixels, self.on))
-        return self.module.forward_features(images).float().cpu().numpy()
+        with self.computing():
+            return self.module.forward_features(images).float().cpu().numpy()
 
 
 def vision_library(name: str, spec: str) -> ModuleType:

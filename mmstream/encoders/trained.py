@@ -18,16 +18,13 @@ from mmstream.storage.files import absolute, exists, join
 
 class TrainedEncoder(PictureModel):
     modalities = ("image", "text")
-    micro_batch = 64
 
     def __init__(self, spec: str) -> None:
         run = absolute(spec.removeprefix("run:"))
         self.spec = f"run:{run}"
         card = load_card(_card_url(run, spec))
         self._card, self.preprocessing = card, card.preprocessing
-        self.on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.device = torch.cuda.get_device_name() if self.on.type == "cuda" else "cpu"
-        self.module = card.model.to(self.on)
+        self.settle(card.model, rows=64)
         self.dimension = card.dimension
         self.fingerprint = fingerprint({"card": card.fingerprint})
 
@@ -38,9 +35,9 @@ class TrainedEncoder(PictureModel):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return self.module.encode_image(images)
 
-    @torch.inference_mode()
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self.on)).cpu().numpy()
+        with self.computing():
+            return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self.on)).float().cpu().numpy()
 
 
 def _card_url(run: str, spec: str) -> str:

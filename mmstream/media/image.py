@@ -218,13 +218,13 @@ def resize(
         Rejected: `too_many_pixels`, where there is no crop and a strip would become larger than `MAX_PIXELS`.
     """
     height, width = rgb.shape[:2]
-    new_height, new_width = size if isinstance(size, tuple) else _shortest_edge(height, width, size)
+    new_height, new_width = shape_of(height, width, size)
     crop_height, crop_width = crop or (new_height, new_width)
     if crop_height * crop_width > MAX_PIXELS:
         what = f"{width:,} × {height:,} pixels would become {new_width:,} × {new_height:,}"
         raise Rejected(Reason.TOO_MANY_PIXELS, f"{what}, the limit is {MAX_PIXELS:,} in all")
-    top, bottom = _visible(new_height, crop_height, centre)
-    left, right = _visible(new_width, crop_width, centre)
+    top, bottom, row = margins(new_height, crop_height, centre)
+    left, right, column = margins(new_width, crop_width, centre)
     image, filter_ = Image.fromarray(rgb), ALGORITHMS[algorithm]
     if new_height * new_width <= _WHOLE_PIXELS:
         pixels = np.asarray(image.resize((new_width, new_height), filter_))[top:bottom, left:right]
@@ -235,25 +235,24 @@ def resize(
     if pixels.shape[:2] == (crop_height, crop_width):
         return np.ascontiguousarray(pixels)
     canvas = np.zeros((crop_height, crop_width, 3), np.uint8)
-    row, column = _padding(new_height, crop_height), _padding(new_width, crop_width)
     canvas[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
     return canvas
 
 
-def _shortest_edge(height: int, width: int, edge: int) -> tuple[int, int]:
+def shape_of(height: int, width: int, size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) to which `resize` brings a picture before it crops."""
+    if isinstance(size, tuple):
+        return size
     if width <= height:
-        return int(edge * height / width), edge
-    return edge, int(edge * width / height)
+        return int(size * height / width), size
+    return size, int(size * width / height)
 
 
-def _visible(length: int, crop: int, centre: str) -> tuple[int, int]:
+def margins(length: int, crop: int, centre: str) -> tuple[int, int, int]:
+    """(first, last + 1 of `length` pixels that a centred crop shows, how many black ones come before them)."""
     margin = max(0, length - crop)
     start = margin // 2 if centre == "floor" else round(margin / 2)
-    return start, min(length, start + crop)
-
-
-def _padding(length: int, crop: int) -> int:
-    return max(0, (crop - length + 1) // 2)
+    return start, min(length, start + crop), max(0, (crop - length + 1) // 2)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from samples import real_pictures
 
 from mmstream.encoders.build import load_encoder
 from mmstream.encoders.preprocessing import Preprocessing, from_hf
+from mmstream.encoders.resample import normalized, on_canvas
 from mmstream.errors import Rejected
 from mmstream.media.image import Picture, decode
 
@@ -111,6 +112,19 @@ def test_hf_preprocessing_equals_the_librarys(family: str, pictures: list[Pictur
     }[family].from_pretrained(tmp_path)
     ours = from_hf(tmp_path, f"hf:{family}")
     compared(f"hf {family}", pictures, ours, lambda i: processor(images=i, return_tensors="pt")["pixel_values"], model)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "vit"])
+def test_the_devices_resize_equals_the_librarys_too(family: str, pictures: list[Picture], tmp_path: Path) -> None:
+    model = hf_model(family, tmp_path)
+    ours = from_hf(tmp_path, f"hf:{family}")
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (ours.mean, ours.std))
+
+    def on_device(images: list[Image.Image]) -> torch.Tensor:
+        tensors = [torch.from_numpy(np.array(i)).permute(2, 0, 1) for i in images]
+        return normalized(*on_canvas(tensors, ours), ours.scale, mean, std)
+
+    compared(f"matmul {family}", pictures, ours, on_device, model)
 
 
 @pytest.mark.vision
