@@ -58,7 +58,7 @@ def guards(words: list[str]) -> list[Guard]:
     return [g for g in every if not words or any(word in g.name for word in words)]
 
 
-def failed(folder: Path, tests: str) -> str | None:
+def failed(folder: Path, tests: str, seconds: float = SECONDS) -> str | None:
     """The first test that fails with the package in `folder`; None where all pass."""
     paths = list(dict.fromkeys(str(p) for pattern in tests.split() for p in sorted(ROOT.glob(pattern))))
     assert paths, f"no tests are at {tests}"
@@ -69,7 +69,7 @@ def failed(folder: Path, tests: str) -> str | None:
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
     )
     try:
-        said, _ = pytest.communicate(timeout=SECONDS)
+        said, _ = pytest.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return "none ends"
     finally:
@@ -100,7 +100,7 @@ def main() -> int:
     began, chosen = time.monotonic(), guards(sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="guard-") as folder:
         copy(Path(folder))
-        if test := failed(Path(folder), " ".join(g.tests for g in chosen)):
+        if test := failed(Path(folder), " ".join(g.tests for g in chosen), 10 * SECONDS):
             print(f"{test} fails with every guard in place")
             return 1
     rows, unnoticed = [], []
