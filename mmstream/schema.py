@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmstream.errors import RefusedError
 
 FORMAT = "mmstream/1"
+MAX_JSON_BYTES = 8 << 20  # of a sample's JSON: parsed, it may take fifty times the memory
 MODALITIES = ("image", "text", "audio", "video")
 
 SAMPLE = pa.schema(

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.media.filters import Filters, check
+from mmstream.schema import MAX_JSON_BYTES
 
 MAX_CHARACTERS = 65_536
 PAD, START = 0, 1
@@ -74,10 +75,13 @@ def parse_object(text: str | None) -> dict[str, Any]:
     """What a sample's JSON member says; nothing where it is absent or blank.
 
     Raises:
-        Rejected: `metadata`, it does not parse or is no object.
+        Rejected: `metadata`, it does not parse, is no object, or longer than `MAX_JSON_BYTES`.
     """
     if text is None or not text.strip():
         return {}
+    if len(text) > MAX_JSON_BYTES:
+        what = f"the JSON member has {len(text):,} characters, the limit is {MAX_JSON_BYTES:,}"
+        raise Rejected(Reason.METADATA, what)
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as e:

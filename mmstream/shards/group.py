@@ -134,6 +134,7 @@ class _Sample:
     offset: int
     num_bytes: int = 0  # of the shard, headers included
     suffixes: set[str] = field(default_factory=set)
+    columns: set[str] = field(default_factory=set)  # of those suffixes that have one
     values: dict[str, bytes] = field(default_factory=dict)  # by column, of what was wanted
     image_offset: int | None = None
     verdict: Verdict | None = None
@@ -256,9 +257,11 @@ class _Grouping:
         if column == "image":
             sample.image_offset = member.data_offset
         sample.suffixes.add(suffix)
+        if column:
+            sample.columns.add(column)
 
     def _has_column(self, column: str) -> bool:
-        return self._open is not None and any(COLUMN_OF.get(s) == column for s in self._open.suffixes)
+        return self._open is not None and column in self._open.columns
 
     def _is_full_with_open(self) -> bool:
         if self._open is None:

@@ -270,8 +270,10 @@ def _pax_records(payload: bytes, start: int) -> dict[str, str]:
         key, equals, value = payload[space + 1 : end - 1].partition(b"=")
         if end <= space + 1 or payload[end - 1 : end] != b"\n" or not equals:
             _broken(start, f"a PAX header has a malformed record at its byte {position}")
-        if key in (b"path", b"size") or key.startswith(_SPARSE.encode()):
-            records[key.decode("utf-8", "backslashreplace")] = value.decode("utf-8", "backslashreplace")
+        if key in (b"path", b"size", b"GNU.sparse.name"):
+            records[key.decode()] = value.decode("utf-8", "backslashreplace")
+        elif key.startswith(_SPARSE.encode()):
+            records[_SPARSE] = ""  # one sign for all of them: global headers add up
         position = end
     return records
 

@@ -22,6 +22,8 @@ import json
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from mmstream.schema import MAX_JSON_BYTES
+
 HEAD_ROWS = 8
 
 
@@ -34,7 +36,7 @@ class Verdict(NamedTuple):
 
 def verdict(about: bytes, picture: bytes) -> Verdict | None:
     """What a sample's JSON says of its picture; None where it claims nothing, or cannot be read."""
-    if b'"sha256"' not in about:
+    if len(about) > MAX_JSON_BYTES or b'"sha256"' not in about:
         return None
     try:
         fields = json.loads(about)

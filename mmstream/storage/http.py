@@ -48,6 +48,23 @@ async def _stat(fs: HTTPFileSystem, url: str) -> tuple[int, str]:
     raise UnreachableError(f"{url}: the server does not say how large it is, so a cut could not be told.")
 
 
+def read_range(fs: HTTPFileSystem, url: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset`, fewer only at the end. A server that knows no ranges sends everything."""
+    return sync(fs.loop, _read_range, fs, url, offset, length) if length else b""
+
+
+async def _read_range(fs: HTTPFileSystem, url: str, offset: int, length: int) -> bytes:
+    try:
+        reply = await get(fs, url, offset, offset + length, "")
+    except ChangedError:
+        return b""  # 416: it ends before
+    try:
+        data = await reply.read()
+    finally:
+        reply.release()
+    return data[:length] if reply.status == 206 else data[offset : offset + length]
+
+
 async def get(fs: HTTPFileSystem, url: str, start: int, end: int, etag: str) -> Any:
     """The answer to a request for the bytes `start .. end`, its body still to be read: 206, or 200 from byte 0 on."""
     headers = {"Range": f"bytes={start}-{end - 1}"}

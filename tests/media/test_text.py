@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.media.filters import Filters
-from mmstream.media.text import PAD, START, Tokenizer, clean, collate, decode, train_tokenizer, transform
+from mmstream.media.text import PAD, START, Tokenizer, clean, collate, decode, parse_object, train_tokenizer, transform
+from mmstream.schema import MAX_JSON_BYTES
 
 CAPTIONS = ["a small red circle above a blue star", "a large blue square", "a red star, and a green heart"] * 5
 
@@ -83,6 +84,12 @@ def test_bytes_become_text_or_are_rejected_with_the_place():
     with pytest.raises(Rejected, match="4 bytes that is no UTF-8: invalid start byte at byte 3") as e:
         decode(b"caf\xff")
     assert e.value.reason == Reason.CAPTION
+
+
+def test_json_that_would_take_gigabytes_when_parsed_is_not_parsed():
+    with pytest.raises(Rejected, match="the limit is 8,388,608") as rejected:
+        parse_object('{"a": [' + "[]," * (MAX_JSON_BYTES // 3) + "[]]}")
+    assert rejected.value.reason is Reason.METADATA
 
 
 def test_a_caption_that_is_not_wanted_is_filtered_after_it_was_cleaned():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -447,3 +448,15 @@ def test_real_shards_give_every_sample_with_its_place_in_the_shard(shared: Path)
         at = row["image_offset"]
         assert data[at : at + len(row["image"])] == row["image"]
         assert f"{row['key']}." in data[row["offset"] : row["offset"] + 100].decode("latin1")
+
+
+@pytest.mark.slow
+def test_a_sample_of_many_members_takes_time_in_their_number_and_not_its_square() -> None:
+    def seconds(num: int) -> float:
+        tar = make_tar([*((f"a.x{i}", b"") for i in range(num)), *[("a.txt", b"")] * num])
+        start = time.process_time()
+        (chunk,) = read_chunks(Source(tar), 0)
+        assert chunk.table["reason"].to_pylist() == ["duplicate_key"]
+        return time.process_time() - start
+
+    assert min(seconds(4_000) for _ in range(3)) < 6 * min(seconds(1_000) for _ in range(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Literal
 
@@ -260,6 +261,25 @@ def test_a_global_header_counts_for_all_members_and_an_own_one_for_its_member() 
     pax = tarfile.TarInfo.create_pax_global_header({"path": "all.jpg"})
     found, _ = walk(pax + make_tar([("a.jpg", b"1"), ("b" * 101 + ".jpg", b"2"), ("c.jpg", b"3")], tarfile.PAX_FORMAT))
     assert [m.name for m in found] == ["all.jpg", "b" * 101 + ".jpg", "all.jpg"]
+
+
+def test_global_headers_do_not_add_up_in_memory_whatever_they_hold() -> None:
+    def header(size: int, kind: bytes) -> bytes:
+        made = tarfile.TarInfo("g" if kind == b"g" else "a.txt")
+        made.size, made.type = size, kind
+        return made.tobuf(tarfile.USTAR_FORMAT)
+
+    def global_header(number: int) -> bytes:
+        records = b"".join(b"41 GNU.sparse.%06d.%06d=............\n" % (number, i) for i in range(20_000))
+        return header(len(records), b"g") + records + bytes(-len(records) % BLOCK)
+
+    source = Source(b"".join(global_header(n) for n in range(10)) + header(0, b"0") + bytes(2 * BLOCK))
+    tracemalloc.start()
+    (found,) = members(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.problem == Reason.UNSAFE_MEMBER
+    assert peak < 3_000_000, "one header of 820 kB"
 
 
 def test_names_that_are_no_utf_8_stay_two_names() -> None:

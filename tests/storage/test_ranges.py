@@ -178,6 +178,12 @@ def test_a_server_that_always_fails_is_said_to_be_unreachable(server: FaultyServ
             reader.read(BLOCK)
 
 
+def test_a_part_is_that_part_whether_the_server_knows_ranges_or_not(server: FaultyServer, url: str) -> None:
+    for server.ranges in (True, False) if url.startswith("http") else (True,):
+        for start, length in ((0, 10), (59_000, 500), (59_900, 60_000), (30_000, 59_999)):
+            assert read_range(url, start, length) == CONTENT[start : start + length]
+
+
 def test_a_server_without_ranges_is_read_in_one_go(server: FaultyServer) -> None:
     server.ranges = False
     assert read_all(f"{server.url}/b/a.tar") == CONTENT
