@@ -371,6 +371,7 @@ def bench_encode(
     model: Model = None,
     random: Annotated[str | None, typer.Option(help="A published size with random weights, as ViT-B/32.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    decode: Annotated[str, typer.Option(help="cpu, or device: decode and resize on the GPU.")] = "cpu",
     batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch.", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="About how long to measure.", min=0)] = 30.0,
     size: Annotated[int, typer.Option(help="Edge of the made JPEGs, in pixels.", min=16)] = 256,
@@ -379,7 +380,9 @@ def bench_encode(
     """How fast an encoder makes vectors of compressed pictures, and what its device waits for."""
     from mmstream.bench.encode import bench_encode
 
-    return bench_encode(model, random=random, device=device, batch=batch, seconds=seconds, size=size, threads=threads)
+    return bench_encode(
+        model, random=random, device=device, decode=decode, batch=batch, seconds=seconds, size=size, threads=threads
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

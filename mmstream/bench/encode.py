@@ -16,21 +16,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle, islice
 from typing import Any
 
-import numpy as np
-
+from mmstream.bench.encode_run import DeviceRun, Run
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.base import Encoder
-from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import MmstreamError, UsageError
-from mmstream.media.image import decode
-from mmstream.timing import Stopwatch
 
 ROUNDS = 3
 NUM_PICTURES = 64
@@ -47,6 +42,7 @@ class EncodeBench:
     device: str
     dtype: str
     micro_batch: int
+    decode: str  # cpu, or what decodes and resizes on the device
     threads: int
     cores: int
     size: int
@@ -81,6 +77,7 @@ class EncodeBench:
             ("model only", f"{self.model_only:,.1f} per second"),
             ("preprocessing only", f"{self.preprocess_only:,.1f} per second on {self.threads} threads"),
             ("end to end", f"{self.end_to_end:,.1f} per second, {self.ratio:.2f} of the slower of the two{verdict}"),
+            ("decoded by", self.decode),
             ("the device waits", waits),
             ("memory", memory),
         ]
@@ -92,6 +89,7 @@ def bench_encode(
     *,
     random: str | None = None,
     device: str = "auto",
+    decode: str = "cpu",
     batch: int | None = None,
     seconds: float = 30.0,
     size: int = 256,
@@ -102,6 +100,7 @@ def bench_encode(
         model: a model spec that gives image vectors; or
         random: a published size, with random weights (`bench.random_weights`).
         device: auto, cpu or cuda.
+        decode: cpu, as `embed` does it; or device, where compressed pictures are decoded and resized.
         batch: rows of a micro-batch, where not the encoder's own.
         seconds: about how long all measurements take together; at least two micro-batches are run in each round.
         size: edge of the made JPEGs, in pixels.
@@ -112,11 +111,13 @@ def bench_encode(
     """
     start = time.perf_counter()
     threads = threads or cores()
+    if decode not in ("cpu", "device"):
+        raise UsageError(f"--decode {decode}: give cpu or device.")
     encoder = _encoder(model, random, device, threads)
     encoder.micro_batch = batch or encoder.micro_batch
     pictures = jpegs(NUM_PICTURES, size)
     with ThreadPoolExecutor(threads, "decode") as pool:
-        run = _Run(encoder, pictures, pool)
+        run = (DeviceRun if decode == "device" else Run)(encoder, pictures, pool)
         run.model_only(0)  # everything is loaded and warm
         startup = time.perf_counter() - start
         best, stages = _best_rounds(run, seconds / (3 * ROUNDS))
@@ -127,6 +128,7 @@ def bench_encode(
         device=encoder.device,
         dtype=encoder.dtype,
         micro_batch=encoder.micro_batch,
+        decode=run.backend,
         threads=threads,
         cores=cores(),
         size=size,
@@ -146,59 +148,7 @@ def bench_encode(
     )
 
 
-class _Run:
-    """Each measurement takes about so many seconds and gives pictures per second."""
-
-    def __init__(self, encoder: Encoder, pictures: list[bytes], pool: ThreadPoolExecutor) -> None:
-        self._encoder, self._pictures, self._pool = encoder, pictures, pool
-        size = encoder.micro_batch
-        self._placed = encoder.place([self._prepare(data) for data in islice(cycle(pictures), size)])
-        self._least = 2 * size
-        self.stages: dict[str, float] = {}
-        self.cpu_seconds_per_1000 = 0.0
-
-    def model_only(self, seconds: float) -> float:
-        start, num = time.perf_counter(), 0
-        begun: Any = None
-        while num < self._least or time.perf_counter() - start < seconds:
-            after = self._encoder.forward(self._placed)
-            if begun is not None:  # as in `picture_vectors`: the next batch is handed over first
-                self._encoder.fetch(begun)
-            begun, num = after, num + self._encoder.micro_batch
-        self._encoder.fetch(begun)
-        return num / (time.perf_counter() - start)
-
-    def preprocess_only(self, seconds: float) -> float:
-        start = time.perf_counter()
-        num = sum(1 for _ in self._pixels(seconds))
-        return num / (time.perf_counter() - start)
-
-    def end_to_end(self, seconds: float) -> float:
-        watch, num = Stopwatch(), 0
-        start, cpu = time.perf_counter(), time.process_time()
-        for vectors in picture_vectors(self._pixels(seconds), self._encoder, watch):
-            num += len(vectors)
-        took = time.perf_counter() - start
-        self.stages = {stage: s / took for stage, s in watch.seconds.items()}
-        self.cpu_seconds_per_1000 = 1000 * (time.process_time() - cpu) / num
-        return num / took
-
-    def _prepare(self, data: bytes) -> np.ndarray:
-        return self._encoder.preprocess(decode(data))
-
-    def _pixels(self, seconds: float) -> Iterator[np.ndarray]:
-        return prepared(self._bytes(seconds), self._prepare, self._pool, AHEAD * self._encoder.micro_batch)
-
-    def _bytes(self, seconds: float) -> Iterator[bytes]:
-        """Whole micro-batches of pictures until the time is over: a padded one would count as slow."""
-        end, size = time.perf_counter() + seconds, self._encoder.micro_batch
-        for i, data in enumerate(cycle(self._pictures)):
-            if i >= self._least and i % size == 0 and time.perf_counter() > end:
-                return
-            yield data
-
-
-def _best_rounds(run: _Run, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+def _best_rounds(run: Run, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """The best speed of each measurement, and the stages of the best end-to-end round."""
     measurements: dict[str, Callable[[float], float]] = {
         "model_only": run.model_only,
@@ -270,6 +220,7 @@ def main() -> int:
     parser.add_argument("--model", help="a model spec")
     parser.add_argument("--random", help="a published size with random weights, as ViT-B/32")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--decode", default="cpu", choices=("cpu", "device"))
     parser.add_argument("--batch", type=int)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--size", type=int, default=256)

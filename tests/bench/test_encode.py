@@ -91,11 +91,19 @@ def test_slow_preprocessing_is_what_the_device_is_said_to_wait_for(monkeypatch: 
     assert "the device waits" in str(report)
 
 
+def test_the_devices_way_is_measured_too_and_named() -> None:
+    report = bench_encode(random="ViT-S/32", device="cpu", decode="device", batch=2, seconds=0, size=64)
+    assert report.decode == "turbo+matmul/1"
+    assert report.measured == report.end_to_end > 0
+
+
 def test_what_cannot_be_measured_is_said() -> None:
     with pytest.raises(UsageError, match="--model SPEC, or --random SIZE"):
         bench_encode()
     with pytest.raises(UsageError, match="ViT-B/32"):
         bench_encode(random="ViT-X/99")
+    with pytest.raises(UsageError, match="does not take its pictures from a device"):
+        bench_encode("fake:4", decode="device")
     with pytest.raises(UsageError, match="auto, cpu or cuda"):
         bench_encode("fake:4", device="tpu")
 
@@ -112,6 +120,8 @@ def test_it_measures_a_gpu() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device here")
-    report = bench_encode(random="ViT-B/32", device="cuda", seconds=20)
-    assert report.device_bytes and report.device_bytes > 1 << 28
-    assert report.ratio >= 0.9
+    for where in ("cpu", "device"):
+        report = bench_encode(random="ViT-B/32", device="cuda", decode=where, seconds=20)
+        print(report)
+        assert report.device_bytes and report.device_bytes > 1 << 28
+        assert report.ratio >= 0.9
