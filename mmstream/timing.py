@@ -5,10 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+ADVICE = {
+    "store": "the source answers slowly: run nearer to it, or give Ray more CPUs, so that more shards are read at once",
+    "tar": "reading the shards does not keep up: give Ray more CPUs, so that more of them are read at once",
+    "decode": "decoding takes the cores: more CPU cores for each encoder, or shards of smaller pictures",
+    "transfer": "the copy to the device takes long: fewer encoders that share its bus, or larger micro-batches",
+    "model": "the model is the limit, which is as it should be: a GPU, more of them, or a smaller model",
+    "write": "the destination takes chunks slowly: write nearer, or to a faster store",
+}
 
 
 class Stopwatch:
-    """Seconds by stage. `with watch("decode"): …` adds to one; `share` names the stage that took most."""
+    """Seconds by stage. `with watch("decode"): …` adds to one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -25,10 +35,29 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def slowest(seconds: Mapping[str, float]) -> str | None:
-    """`"decode (61 %)"`: the stage that took the largest share of the time, or None before anything was timed."""
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where the time of an encoder went: `waited` is the share in which its model had nothing to do, `stage` what took
+    most of all, the model included, with its `share`."""
+
+    waited: float
+    stage: str
+    share: float
+
+    @property
+    def most(self) -> str:
+        """`"decode (61 %)"`"""
+        return f"{self.stage} ({100 * self.share:.0f} %)"
+
+    @property
+    def advice(self) -> str:
+        return ADVICE[self.stage]
+
+
+def diagnosed(seconds: Mapping[str, float]) -> Diagnosis | None:
+    """From seconds by stage, as `ADVICE` names them; None before anything was timed."""
     total = sum(seconds.values())
     if total <= 0:
         return None
     stage = max(seconds, key=lambda s: seconds[s])
-    return f"{stage} ({100 * seconds[stage] / total:.0f} %)"
+    return Diagnosis(1 - seconds.get("model", 0.0) / total, stage, seconds[stage] / total)

@@ -32,12 +32,12 @@ from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import Asked, OpenSet, begin, fitting, grown, open_set, say_what_matters
 from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
-from mmstream.pipelines.source import ShardTask, from_row
+from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
 from mmstream.schema import METADATA, ChunkRecord
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.files import absolute
 from mmstream.telemetry import Progress, warn
-from mmstream.timing import Stopwatch, slowest
+from mmstream.timing import Diagnosis, Stopwatch, diagnosed
 
 
 @dataclass
@@ -55,6 +55,7 @@ class _Encode:
     encoder: Encoder = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
     idle_since: float = field(init=False)
+    is_first: bool = True
 
     def __post_init__(self) -> None:
         with self.contained.loading(self.spec):
@@ -65,8 +66,9 @@ class _Encode:
 
     def __call__(self, row: pa.Table) -> pa.Table:
         watch = Stopwatch()
-        watch.add("read", time.perf_counter() - self.idle_since)
+        idle = time.perf_counter() - self.idle_since
         info, samples = from_row(row)
+        self._waited(watch, idle, info)
         with self.contained.chunk(info) as decoder:
             rows, rejects = encode_chunk(
                 info, samples, self.encoder, self.fields, pool=self.pool, watch=watch, decoder=decoder
@@ -90,8 +92,16 @@ class _Encode:
         done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes, "fields": json.dumps(had)}
         return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
 
+    def _waited(self, watch: Stopwatch, idle: float, info: ChunkInfo) -> None:
+        """Divides the time without a chunk between the store and what else reading takes, as the reader's was."""
+        if self.is_first:  # the rest of the first wait is the start of the readers
+            idle, self.is_first = min(idle, info.read_seconds), False
+        of_store = min(1.0, info.store_seconds / info.read_seconds) if info.read_seconds > 0 else 0.0
+        watch.add("store", idle * of_store)
+        watch.add("tar", idle * (1 - of_store))
 
-STAGES = ("read", "decode", "model", "write")
+
+STAGES = ("store", "tar", "decode", "transfer", "model", "write")
 
 
 def load_on_worker(spec: str, fingerprint: str, threads: int) -> Encoder:
@@ -166,8 +176,8 @@ def embed(
     absent = [f for f in fields if f not in ran.fields] if ran.num_rows else []
     for name in absent:
         warn(f"--field {name}: {NULLS}. Is it spelt as in the JSON?")
-    waited_for = slowest(ran.seconds)
-    return report_of(opened.manifest, ledger, catalog, time.monotonic() - start, waited_for, absent_fields=absent)
+    found = diagnosed(ran.seconds)
+    return report_of(opened.manifest, ledger, catalog, time.monotonic() - start, found, absent_fields=absent)
 
 
 def check_fields(fields: Sequence[str]) -> None:
@@ -215,9 +225,15 @@ def run(opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encode
                     samples=ledger.num_encoded,
                     MB=num_bytes >> 20,
                     rejects=ledger.rejects.total(),
-                    waits_for=slowest(ran.seconds) or "start",
+                    encoder_waited=_waited_so_far(diagnosed(ran.seconds)),
                 )
     return ran
+
+
+def _waited_so_far(found: Diagnosis | None) -> str:
+    if found is None:
+        return "for the start"
+    return f"{100 * found.waited:.0f} %, {'limit' if found.stage == 'model' else 'for'}: {found.most}"
 
 
 def rows_of(dataset: Dataset) -> Iterator[dict[str, Any]]:

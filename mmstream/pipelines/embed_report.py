@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from mmstream.pipelines.ledger import Ledger
 from mmstream.schema import Manifest
 from mmstream.telemetry import Report
+from mmstream.timing import Diagnosis
 
 NULLS = "was in the JSON of no sample of this run: its column holds nulls"
 
@@ -35,7 +36,9 @@ class EmbedReport(Report):
     damaged: list[DamagedShard]
     seconds: float
     samples_per_second: float
-    waited_for: str | None
+    waited_for: str | None  # the stage that took most of the encoders' time, with its share
+    encoder_waited: float | None  # share of their time in which the model had nothing to do
+    advice: str | None  # what would help
     already_finished: bool = False
     resumed_samples: int = 0  # that earlier runs had committed
     model: str
@@ -54,7 +57,9 @@ class EmbedReport(Report):
             speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second else ""
             shown.append(("time", f"{self.seconds:.1f} s{speed}"))
         if self.waited_for:
-            shown.append(("waited for", self.waited_for))
+            share = f"{100 * (self.encoder_waited or 0):.0f} % of the time"
+            shown.append(("encoder waited", f"{share}; what took most: {self.waited_for}"))
+            shown.append(("would help", self.advice or ""))
         shown += [(f"field {name}", NULLS) for name in self.absent_fields]
         for d in self.damaged:
             where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
@@ -68,7 +73,7 @@ def report_of(
     ledger: Ledger,
     catalog: pa.Table,
     seconds: float = 0.0,
-    waited_for: str | None = None,
+    found: Diagnosis | None = None,
     *,
     already: bool = False,
     absent_fields: Sequence[str] = (),
@@ -93,7 +98,9 @@ def report_of(
         damaged=damaged,
         seconds=round(seconds, 2),
         samples_per_second=round(ledger.num_encoded / seconds, 1) if seconds else 0.0,
-        waited_for=waited_for,
+        waited_for=found.most if found else None,
+        encoder_waited=round(found.waited, 4) if found else None,
+        advice=found.advice if found else None,
         already_finished=already,
         resumed_samples=0 if already else ledger.num_samples - ledger.num_encoded,
         model=manifest.encoder,

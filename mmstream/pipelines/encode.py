@@ -76,8 +76,7 @@ def encode_chunk(
                 result.parts["image"] = None  # the model has them
 
     of_pictures = list(picture_vectors(pictures(), encoder, watch))
-    with watch("model"):
-        vectors = _vectors(ready, of_pictures, encoder)
+    vectors = _vectors(ready, of_pictures, encoder, watch)
     rows, bad = _rows(ready, vectors, encoder, fields)
     if info.damage:
         rest = info.first_row + info.num_samples
@@ -156,7 +155,9 @@ def _reject(shard: int, row: int, key: str | None, offset: int, reason: str, det
     }
 
 
-def _vectors(ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encoder) -> dict[str, np.ndarray]:
+def _vectors(
+    ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encoder, watch: Stopwatch
+) -> dict[str, np.ndarray]:
     """float32 [n, d] per modality; NaN where a sample lacks it. Those of the pictures are there already."""
     vectors = {}
     for modality in encoder.modalities:
@@ -165,19 +166,23 @@ def _vectors(ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encod
         if parts:
             has = list(parts.values())
             table[list(parts)] = (
-                np.concatenate(of_pictures) if modality == "image" else _embedded(modality, has, encoder)
+                np.concatenate(of_pictures) if modality == "image" else _embedded(modality, has, encoder, watch)
             )
         vectors[modality] = table
     return vectors
 
 
-def _embedded(modality: str, parts: list[Any], encoder: Encoder) -> np.ndarray:
+def _embedded(modality: str, parts: list[Any], encoder: Encoder, watch: Stopwatch) -> np.ndarray:
     """float32 [n, d]"""
     match modality:
         case "text":
-            return encoder.embed_tokens(encoder.tokenize(parts))
+            with watch("decode"):
+                tokens = encoder.tokenize(parts)
+            with watch("model"):
+                return encoder.embed_tokens(tokens)
         case "audio":
-            return encoder.embed_sounds(parts)
+            with watch("model"):
+                return encoder.embed_sounds(parts)
     raise ValueError(modality)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class ChunkInfo:
     source_etag: str
     read_bytes: int
     read_seconds: float
+    store_seconds: float  # of read_seconds, those that the store took
     epoch: int
 
 
@@ -71,6 +72,7 @@ _INFO = pa.schema(
         ("source_etag", pa.string()),
         ("read_bytes", pa.int64()),
         ("read_seconds", pa.float64()),
+        ("store_seconds", pa.float64()),
         ("epoch", pa.int32()),
     ]
 )
@@ -128,6 +130,7 @@ def chunks_of(
         except Rejected as e:
             yield _lost(task, e)
             return
+        so_far = 0.0
         for chunk in read_chunks(
             reader,
             task.shard,
@@ -140,7 +143,8 @@ def chunks_of(
         ):
             if chunk.damage and chunk.damage.reason in (Reason.SOURCE_CHANGED, Reason.UNREADABLE):
                 _check_unread(task, chunk.damage.detail)
-            yield chunk
+            waited, so_far = reader.waited_seconds - so_far, reader.waited_seconds
+            yield replace(chunk, store_seconds=waited)
 
 
 def _verify(reader: RangeReader, task: ShardTask) -> None:
@@ -208,6 +212,7 @@ def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:
         "source_etag": task.etag,
         "read_bytes": chunk.bytes_read,
         "read_seconds": read_seconds,
+        "store_seconds": chunk.store_seconds,
         "epoch": task.epoch,
     }
     row = pa.Table.from_pylist([info], schema=_INFO)

@@ -48,7 +48,8 @@ class Chunk:
     """Rows `first_row .. first_row + num_samples - 1` of a shard, in `table` with the columns of `CHUNK`.
 
     `bytes_read` is how much of the shard lies between this chunk's first byte and the next one's. The last chunk of a
-    shard has `end` (and may have no rows), and `damage` where the shard broke.
+    shard has `end` (and may have no rows), and `damage` where the shard broke. `store_seconds` is how long whoever read
+    it waited for the store.
     """
 
     shard: int
@@ -59,6 +60,7 @@ class Chunk:
     end: bool
     damage: Damage | None
     bytes_read: int
+    store_seconds: float = field(default=0.0, compare=False)
 
 
 def split_name(name: str) -> tuple[str, str]:

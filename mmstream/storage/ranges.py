@@ -28,6 +28,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 8.0
 
 class RangeReader:
     """A forward reader of one object: `read`, `skip`, `tell`. Memory stays at two blocks whatever the object's size.
+    `waited_seconds` is how long all of this has waited for the store so far.
 
     Raises (from the constructor, `read` and `sha256`):
         Rejected: `unreadable` where the object is gone; `source_changed` where size or etag are not `bytes` and
@@ -37,7 +38,9 @@ class RangeReader:
 
     def __init__(self, url: str, *, bytes: int | None = None, etag: str = "", block_bytes: int | None = None) -> None:
         self.url = url
+        start = time.perf_counter()
         self._source = _Source(url, bytes, etag)
+        self.waited_seconds = time.perf_counter() - start
         self.size = self._source.opened.bytes
         self._block_bytes = block_bytes or (LOCAL_BLOCK_BYTES if is_local(url) else BLOCK_BYTES)
         self._position = 0
@@ -110,6 +113,13 @@ class RangeReader:
         return start not in self._sums or crc32(block) == self._sums[start]
 
     def _take(self, start: int) -> memoryview:
+        since = time.perf_counter()
+        try:
+            return self._taken(start)
+        finally:
+            self.waited_seconds += time.perf_counter() - since
+
+    def _taken(self, start: int) -> memoryview:
         if not self._ahead:
             return self._fetch(start)
         pending, self._pending = self._pending, None

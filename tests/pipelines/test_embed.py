@@ -29,7 +29,7 @@ from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of, from_row, to_row
 from mmstream.schema import ShardRecord
 from mmstream.shards.catalog import build_catalog
-from mmstream.timing import Stopwatch
+from mmstream.timing import ADVICE, Stopwatch
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -189,6 +189,9 @@ def test_checksums_given_later_count_for_shards_that_are_not_committed_yet(tmp_p
 
 def test_a_limit_takes_the_first_samples(folder: Path, tmp_path: Path) -> None:
     report = mm.embed(str(folder), str(tmp_path / "emb"), model="fake:8", limit=700)
+    assert 0 <= report.encoder_waited <= 1
+    assert report.advice in ADVICE.values()
+    assert report.waited_for in str(report) and report.advice in str(report)
     assert (report.rows, report.shards) == (700, 2)
     keys = [k for t in EmbeddingSet.open(report.dest).tables(["key"]) for k in t["key"].to_pylist()]
     assert keys == [f"{i:06}" for i in range(700)]
