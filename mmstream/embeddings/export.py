@@ -38,7 +38,7 @@ from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import ExportRecord, StoredObject
 from mmstream.storage.files import absolute, exists, is_local, join, list_files, read_bytes, upload, write_bytes
-from mmstream.telemetry import Progress, Report
+from mmstream.telemetry import Progress, Report, warn
 
 FORMATS = ("clip-retrieval",)
 ROWS_PER_FILE = 1_000_000
@@ -163,7 +163,7 @@ def _modalities(emb: EmbeddingSet, of: str | None) -> list[str]:
 
 
 def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
-    """The record at `out`, if it is of just this export."""
+    """The record at `out`, if it is of just this export and all parts are there in the size that it says."""
     url = join(out, RECORD)
     if not exists(url):
         return None
@@ -175,7 +175,11 @@ def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
         before, now = getattr(found, name), getattr(wanted, name)
         if before != now:
             raise RefusedError(f"{out}: {name} of the export there is {before}, not {now}. Choose another folder.")
-    return found
+    there = {m[1]: f.bytes for f in list_files(out) if (m := _PART.search(f.url))}
+    lost = [f.path for f in found.files if there.get(f.path) != f.bytes]
+    if lost:
+        warn(f"{out}: {len(lost):,} parts were lost or cut since, the first is {lost[0]}: all are written again.")
+    return None if lost else found
 
 
 def _refuse_others(out: str, written: set[str]) -> None:

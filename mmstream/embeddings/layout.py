@@ -92,6 +92,11 @@ class StoredManifest:
     manifest: Manifest
     sha256: str  # of its bytes
 
+    @property
+    def damaged(self) -> list[str]:
+        """Where the damaged ones above it lie, from the newest down. What they said is not what it says."""
+        return [manifest_path(number) for number in range(self.next_number - 1, self.number, -1)]
+
 
 def latest_manifest(root: str) -> StoredManifest | None:
     """The highest valid generation; None where there is none at all.
@@ -306,8 +311,7 @@ def check_totals(root: str, stored: StoredManifest, found: Totals) -> None:
     vouched = stored.manifest.totals
     if vouched is None or found == vouched:
         return
-    now = latest_manifest(root)
-    if now is None or now.sha256 != stored.sha256:
+    if not _is_latest(root, stored):
         raise RefusedError(f"{root}: the set was changed meanwhile by another command. Run it again.")
     raise DifferencesError(
         f"{root}: records of {found.shards:,} shards with {found.rows:,} rows and {sum(found.rejects.values()):,} "
@@ -315,6 +319,39 @@ def check_totals(root: str, stored: StoredManifest, found: Totals) -> None:
         f"{sum(vouched.rejects.values()):,}. Something was lost: `mmstream audit {root}` names it, `mmstream repair "
         f"{root}` makes it anew."
     )
+
+
+def check_newest(root: str, stored: StoredManifest) -> None:
+    """
+    Raises:
+        DifferencesError: it says that the set is finished, and newer ones that are damaged may have said more.
+    """
+    if stored.damaged and stored.manifest.finished:
+        raise DifferencesError(
+            f"{join(root, stored.damaged[0])}: is damaged, and newer than the manifest that is valid: shards or rows "
+            f"that the set was given since would be missing. `mmstream repair {root}` makes it whole."
+        )
+
+
+def check_known(root: str, stored: StoredManifest, catalog: pa.Table, listed: Iterable[int]) -> None:
+    """Whether all shards that have records (`listed`) are in the catalog of a finished set. Those that were appended
+    since this manifest was read are none of it.
+
+    Raises:
+        DifferencesError: they are not: a newer manifest was lost.
+    """
+    unknown = sorted(shard for shard in listed if shard >= catalog.num_rows) if stored.manifest.finished else []
+    if unknown and _is_latest(root, stored):
+        raise DifferencesError(
+            f"{root}: {len(unknown):,} shards have records and are not in the catalog that the manifest names, the "
+            f"first is {unknown[0]}: a newer manifest was lost. Run the embed command that added them again, with "
+            "--append: it takes up all that is there."
+        )
+
+
+def _is_latest(root: str, stored: StoredManifest) -> bool:
+    now = latest_manifest(root)
+    return now is not None and now.sha256 == stored.sha256
 
 
 def totals_of(shards: Iterable[ShardRecord]) -> Totals:

@@ -14,7 +14,16 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmstream.embeddings.layout import StoredManifest, check_totals, latest_manifest, read_records, totals_of
+from mmstream.embeddings.layout import (
+    StoredManifest,
+    check_known,
+    check_newest,
+    check_totals,
+    latest_manifest,
+    list_records,
+    read_records,
+    totals_of,
+)
 from mmstream.errors import DifferencesError, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, ShardRecord, StoredObject
 from mmstream.storage.files import absolute, join, read_bytes
@@ -74,13 +83,14 @@ class EmbeddingSet:
         Raises:
             UsageError: there is no embedding set at `url`.
             RefusedError: it is unfinished and `finished` is asked for.
+            DifferencesError: a newer manifest than the one that is valid is damaged.
         """
         url = absolute(url)
         found = latest_manifest(url)
         if found is None:
             raise UsageError(f"{url}: no embedding set is there. Make one with `mmstream embed SRC {url}`.")
-        manifest = found.manifest
-        if finished and not manifest.finished:
+        check_newest(url, found)
+        if finished and not found.manifest.finished:
             raise RefusedError(
                 f"{url}: this embedding set is unfinished (manifest: finished is false). "
                 "Run the same `mmstream embed` again: it goes on where it stopped."
@@ -109,7 +119,9 @@ class EmbeddingSet:
             DifferencesError: they are not what the manifest vouches for.
             RefusedError: nor is that manifest the newest any more.
         """
-        records = list(read_records(self.url, self.catalog).finished().values())
+        names = list_records(self.url)
+        check_known(self.url, self.stored, self.catalog, names)
+        records = list(read_records(self.url, self.catalog, names).finished().values())
         check_totals(self.url, self.stored, totals_of(records))
         return records
 

@@ -1,14 +1,22 @@
 """Where an embedding set may begin: at an empty folder or prefix, or at one with nothing but what a set leaves.
 
 A run that was killed before its first manifest has left a catalog, perhaps a hidden temporary; whatever else lies there
-is somebody's, and would be mixed with the set.
+is somebody's, and would be mixed with the set. Where a set's manifests were lost its records are there all the same:
+they are taken up, if they are what is asked for.
 """
 
 from __future__ import annotations
 
 import re
 
-from mmstream.errors import RefusedError, UsageError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmstream.embeddings.layout import read_records
+from mmstream.embeddings.reader import read_object
+from mmstream.errors import DifferencesError, RefusedError, UsageError
+from mmstream.pipelines.manifest import Asked
+from mmstream.schema import embedding_schema
 from mmstream.storage.files import below, is_file, join, list_files, list_names
 
 SHOWN_NAMES = 3
@@ -39,3 +47,34 @@ def check_vacant(dest: str) -> None:
             f"{dest}: holds other things than an embedding set: {', '.join(others[:SHOWN_NAMES])}{more}. "
             "Choose a folder that is empty or not there yet."
         )
+
+
+def check_records(dest: str, asked: Asked) -> None:
+    """
+    Raises:
+        RefusedError: records are at `dest`, of another encoder or with other columns than `asked` for.
+    """
+    chunks = [c for of_shard in read_records(dest, asked.catalog).by_chunk().values() for c in of_shard.values()]
+    others = [c for c in chunks if c.fingerprint != asked.encoder.fingerprint]
+    lost = f"{dest}: holds records of a set whose manifests were lost, and"
+    if others:
+        raise RefusedError(
+            f"{lost} their fingerprint is {others[0].fingerprint}, that of {asked.encoder.spec} is "
+            f"{asked.encoder.fingerprint}. Name the encoder that made them, or use another folder."
+        )
+    wanted = embedding_schema(list(asked.encoder.modalities), asked.encoder.dimension, list(asked.fields)).names
+    for stored in (c.data for c in chunks if c.data is not None):
+        try:
+            names = pq.read_schema(pa.BufferReader(read_object(dest, stored))).names
+        except DifferencesError:
+            continue  # lost as well; repair sees to it, and another one tells the columns
+        if names != wanted:
+            raise RefusedError(
+                f"{lost} its rows have {_without(names, wanted)}; asked for are {_without(wanted, names)}. Give the "
+                "--field options of the command that made it, or use another folder."
+            )
+        return
+
+
+def _without(names: list[str], others: list[str]) -> str:
+    return ", ".join(sorted(set(names) - set(others))) or "nothing more"

@@ -21,7 +21,7 @@ from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import ExitCode
-from mmstream.pipelines.destination import check_vacant
+from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed import check_fields
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.frozen import limited
@@ -121,6 +121,7 @@ def dry_run(
     found = fitting(stored, asked)
     if found is None:
         check_vacant(dest)
+        check_records(dest, asked)
     catalog = asked.catalog if found is None else grown(found, asked, append=append)
     records = Records({}, {}) if found is None else read_records(dest, catalog)
     whole = records.finished()

@@ -24,7 +24,7 @@ from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
 from mmstream.pipelines.contain import Containment, containment
-from mmstream.pipelines.destination import check_vacant
+from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed_report import NULLS, EmbedReport, report_of
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.frozen import limited
@@ -160,6 +160,7 @@ def embed(
     opened = fitting(stored, asked)
     if opened is None:
         check_vacant(dest)
+        check_records(dest, asked)
         start_ray()
         opened = begin(dest, asked, encode_shares(asked.catalog.num_rows).encoder_threads)
     catalog = grown(opened, asked, append=append)
@@ -167,7 +168,7 @@ def embed(
     tasks = ledger.plan()
     if opened.manifest.finished:
         opened.check_whole(ledger.shards)
-        if not tasks:
+        if not tasks and catalog.equals(opened.catalog):
             return report_of(opened.manifest, ledger, catalog, already=True)
     if not catalog.equals(opened.catalog):
         opened = opened.with_catalog(catalog)

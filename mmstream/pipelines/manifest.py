@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +31,7 @@ from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS
 from mmstream.schema import Manifest, ShardRecord, Totals
 from mmstream.shards.catalog import extend_catalog, from_parquet, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
-from mmstream.storage.files import join, read_bytes
+from mmstream.storage.files import join, list_files, read_bytes
 from mmstream.telemetry import stderr
 
 _LIBRARIES = ("mmstream", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
@@ -116,9 +116,7 @@ class OpenSet:
         """With a manifest that says that nothing is missing; the one that is there, where it says just that and no
         damaged one lies above it."""
         is_said = self.manifest.finished and self.manifest.totals == totals
-        if is_said and self.stored.next_number == self.stored.number + 1:
-            return self
-        return self.with_manifest(finished=True, totals=totals)
+        return self if is_said and not self.stored.damaged else self.with_manifest(finished=True, totals=totals)
 
 
 def _check_agreed(dest: str, theirs: Manifest, ours: Manifest) -> None:
@@ -218,8 +216,8 @@ def grown(found: OpenSet, asked: Asked, *, append: bool) -> pa.Table:
 
 
 def open_set(dest: str, sources: Sequence[str] | None = None) -> OpenSet | None:
-    """The set at `dest` as it is stored; None where there is none. With `sources`, none or some, a lost catalog is made
-    again and published, see `frozen.restored`; without, nothing is written.
+    """The set at `dest` as it is to be gone on with; None where there is none. With `sources`, none or some, a lost
+    catalog is made again and published, see `frozen.restored`; without, nothing is written.
 
     Raises:
         RefusedError: no manifest there is valid.
@@ -235,6 +233,7 @@ def open_set(dest: str, sources: Sequence[str] | None = None) -> OpenSet | None:
         ) from e
     if found is None:
         return None
+    found = _with_what_was_said_last(dest, found)
     try:
         data = read_bytes(join(dest, found.manifest.catalog))
     except UsageError:
@@ -246,6 +245,23 @@ def open_set(dest: str, sources: Sequence[str] | None = None) -> OpenSet | None:
         return opened
     path, _ = _publish_catalog(dest, opened.catalog, _number(found.manifest.catalog))
     return opened if path == found.manifest.catalog else opened.with_manifest(catalog=path)
+
+
+def _with_what_was_said_last(dest: str, found: StoredManifest) -> StoredManifest:
+    """Where manifests above the one that counts are damaged: it, unfinished, with the catalog that the newest of them
+    named, if that can still be told. A SHA-256 is no accident: a file whose own stands in the damaged bytes was meant.
+    """
+    catalogs = [file.url for file in reversed(list_files(join(dest, "catalog")))] if found.damaged else []
+    stored = {hashlib.sha256(read_bytes(url)).hexdigest(): catalog_path(_number(url)) for url in catalogs}
+    for path in found.damaged:
+        data = read_bytes(join(dest, path))
+        for sha256, catalog in stored.items():
+            if sha256.encode() in data:
+                if sha256 == found.manifest.catalog_sha256:
+                    return found
+                changes = {"catalog": catalog, "catalog_sha256": sha256, "finished": False, "totals": None}
+                return replace(found, manifest=found.manifest.model_copy(update=changes))
+    return found
 
 
 def stored_encoder(opened: OpenSet) -> Encoder:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from mmstream.embeddings.layout import (
     Generations,
     Records,
+    check_known,
     highest_valid,
     list_records,
     next_generations,
@@ -49,12 +50,15 @@ class RepairReport(Report):
     chunks_checked: int
     chunks_recomputed: int
     shards_folded: int
+    manifest_written: bool
     rows_before: int | None = None
     different: list[dict[str, Any]]
 
     def title(self) -> str:
         if self.chunks_recomputed or self.shards_folded:
             return f"repaired: {self.chunks_recomputed:,} chunks recomputed"
+        if self.manifest_written:
+            return "repaired: the manifest says now what is there, every record and every object is sound"
         return "nothing to repair: every record and every object is sound"
 
     def lines(self) -> list[tuple[str, str]]:
@@ -109,11 +113,11 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
         UsageError: there is no embedding set.
         RefusedError: the encoder is another one, or sources changed; what could be repaired is, the rest is named.
             Another command wrote records at the same time, and those count.
-        DifferencesError: the catalog is lost, and `source` does not give the same one.
+        DifferencesError: the catalog is lost, and `source` does not give the same one; or a manifest is lost that named
+            more shards.
         UnreachableError: a store does not answer.
     """
-    opened = _open(dest, source)
-    names = list_records(opened.dest)
+    opened, names = _open(dest, source)
     records = read_records(opened.dest, opened.catalog, names)
     chunks = records.by_chunk()
     wrong = _wrong(opened.dest, chunks)
@@ -134,7 +138,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
             f"changed or went away, and may have been among them. Restore them and run it again, or take them as they "
             f"are: `mmstream rejects {opened.dest} --replay`."
         )
-    opened.finished(ledger.finish(opened.dest))
+    finished = opened.finished(ledger.finish(opened.dest))
     known = {c.attempt for of_shard in chunks.values() for c in of_shard.values()}
     new = [c for record in ledger.shards.values() for c in record.chunks if c.attempt not in known]
     vouched = opened.manifest.totals
@@ -146,6 +150,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
         chunks_checked=sum(map(len, chunks.values())),
         chunks_recomputed=len(new),
         shards_folded=num_folded,
+        manifest_written=finished != opened,
         different=[d for c in new if (d := _difference(c, wrong.get(c.shard, {}).get(c.chunk)))],
         next=[shlex.join(["mmstream", "audit", opened.dest])],
     )
@@ -226,8 +231,7 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     wanted = set(reasons or Reason)
     if unknown := wanted - set(Reason):
         raise UsageError(f"--reason {' '.join(sorted(unknown))}: no such reason. Give one of {', '.join(Reason)}.")
-    opened = _open(dest)
-    names = list_records(opened.dest)
+    opened, names = _open(dest)
     records = read_records(opened.dest, opened.catalog, names)
     if opened.manifest.finished and (reasons is not None or len(records.finished()) < opened.catalog.num_rows):
         opened.check_whole(records.finished())  # an unfinished manifest forgets what was vouched for
@@ -241,7 +245,8 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     mended = [shard for shard, is_now in state.items() if is_now == "changed"]
     urls = opened.catalog["url"].to_pylist()
     count = {"rows_gained": 0, "chunks_recomputed": 0, "rejects": dict(sorted(rejects_before.items()))}
-    if again or not opened.manifest.finished:  # an earlier replay may have been killed
+    # An earlier replay may have been killed, or outrun by a command that said what it had seen before.
+    if again or not opened.manifest.finished or totals_of(before) != opened.manifest.totals:
         encoder = stored_encoder(opened)
         opened = opened.with_catalog(_mended(opened.catalog, mended)) if mended else opened.unfinished()
         ledger = _ledger(opened, _without(records, chunks, again), again, names)
@@ -263,11 +268,14 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     )
 
 
-def _open(dest: str, sources: Sequence[str] = ()) -> OpenSet:
+def _open(dest: str, sources: Sequence[str] = ()) -> tuple[OpenSet, dict[int, Generations]]:
+    """The set, and the names of its records."""
     opened = open_set(absolute(dest), sources)
     if opened is None:
         raise UsageError(f"{dest}: no embedding set is there. Make one with `mmstream embed SRC {dest}`.")
-    return opened
+    names = list_records(opened.dest)
+    check_known(opened.dest, opened.stored, opened.catalog, names)
+    return opened, names
 
 
 def _wrong(dest: str, chunks: Chunks) -> Chunks:

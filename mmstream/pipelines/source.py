@@ -14,6 +14,8 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray
+import ray._private.worker
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -24,6 +26,7 @@ from mmstream.storage.ranges import RangeReader
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32 << 20
+_PASSING = (Reason.SOURCE_CHANGED, Reason.UNREADABLE)  # what a repeated task may find that the one before did not
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def chunks_of(
             columns=columns,
             keys=keys,
         ):
-            if chunk.damage and chunk.damage.reason in (Reason.SOURCE_CHANGED, Reason.UNREADABLE):
+            if chunk.damage and chunk.damage.reason in _PASSING:
                 _check_unread(task, chunk.damage.detail)
             waited, so_far = reader.waited_seconds - so_far, reader.waited_seconds
             yield replace(chunk, store_seconds=waited)
@@ -186,8 +189,19 @@ def num_rows(task: ShardTask) -> int:
 
 
 def read_samples(task: ShardTask, *, columns: Sequence[str], keys: frozenset[str] | None = None) -> Iterator[pa.Table]:
-    """The shard as ordinary tables of samples; where it broke, one more row without a key says so."""
+    """The shard as ordinary tables of samples; where it broke, one more row without a key says so.
+
+    Raises:
+        RefusedError: it went away or changed before Ray read it again, since the first worker died. What that one had
+            given is taken for the beginning of this, by position, and the row that says so would go under.
+        UnreachableError: the store does not answer.
+    """
     for chunk in chunks_of(task, columns, keys):
+        if chunk.damage and chunk.damage.reason in _PASSING and _is_repeated():
+            raise RefusedError(
+                f"{task.url}: {chunk.damage.detail}, and the worker that had begun to read it died. Restore it, or "
+                "start again without it."
+            )
         table = chunk.table
         if keys is not None:
             table = table.filter(pa.array([key in keys for key in table["key"].to_pylist()], pa.bool_()))
@@ -197,6 +211,11 @@ def read_samples(task: ShardTask, *, columns: Sequence[str], keys: frozenset[str
             rest = {"id": sample_id(task.shard, row), "shard": task.shard, "row": row}
             damage = {"offset": chunk.damage.offset, "reason": chunk.damage.reason, "detail": chunk.damage.detail}
             yield pa.Table.from_pylist([{**rest, **damage}], schema=SAMPLE).select(columns)
+
+
+def _is_repeated() -> bool:
+    """Whether Ray runs this task again. There is no public name for it."""
+    return ray.is_initialized() and ray._private.worker.global_worker.core_worker.get_current_task_attempt_number() > 0
 
 
 def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:

@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def upload(path: Path, url: str) -> None:
         with path.open("rb") as f:
             os.fsync(f.fileno())
         target = Path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         path.replace(target)
         sync_folder(target.parent)
 
@@ -201,7 +202,7 @@ def upload(path: Path, url: str) -> None:
 def write_temporary(target: Path, data: bytes) -> Path:
     """`data`, synced to disk, in a file beside `target` whose name no other writer has."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
     except (FileExistsError, NotADirectoryError) as e:
         raise UsageError(f"{e.filename}: is a file where a folder is needed. Choose another path.") from e
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{random.SystemRandom().getrandbits(48):012x}")
@@ -210,6 +211,14 @@ def write_temporary(target: Path, data: bytes) -> Path:
         f.flush()
         os.fsync(f.fileno())
     return temporary
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder and all above it, each synced into the one that it is new in: a power cut loses no file with it."""
+    new = list(takewhile(lambda f: not f.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(new):
+        sync_folder(made.parent)
 
 
 def sync_folder(folder: Path) -> None:

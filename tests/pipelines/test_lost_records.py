@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from without_ray import without_ray
 
 import mmstream as mm
 from mmstream.embeddings import layout
-from mmstream.embeddings.layout import chunk_record_path, shard_record_path
+from mmstream.embeddings.layout import chunk_record_path, manifest_path, shard_record_path
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import DifferencesError, RefusedError
 from mmstream.pipelines.dry_run import dry_run
@@ -289,3 +290,77 @@ def test_without_a_valid_manifest_the_error_says_what_to_do_and_that_works(made:
     report = embed(made)
     assert (report.rows, report.resumed_samples) == (3 * ROWS - 1, 3 * ROWS)
     assert mm.audit(str(emb)).differences == []
+
+
+@pytest.fixture
+def appended(made: Path) -> Path:
+    """A fourth shard was appended, by manifests 2 and 3 and catalog 1."""
+    (made / "tars/3.tar").write_bytes(tar(3))
+    embed(made, append=True)
+    assert sorted(p.name for p in (made / "emb/manifest").iterdir()) == [f"00000{n}.json" for n in range(4)]
+    return made
+
+
+EVERY = [*ALL, *(f"3{i:03}" for i in range(ROWS))]
+EVERY.remove("0005")  # was set aside
+
+
+def test_damaged_manifests_above_a_finished_one_hide_no_shard_that_was_appended(appended: Path) -> None:
+    emb = appended / "emb"
+    for newest in ("000003", "000002"):
+        flip(emb / f"manifest/{newest}.json")
+    with pytest.raises(DifferencesError, match=r"manifest/000003\.json: is damaged, and newer than .*repair"):
+        keys(appended)
+    assert f"mmstream repair {emb}" in mm.audit(str(emb)).next
+    assert "repaired: the manifest says now what is there" in repair(str(emb)).title()
+    assert keys(appended) == EVERY
+    assert mm.audit(str(emb), source=True).differences == []
+    assert "nothing to repair" in repair(str(emb)).title()
+
+
+def test_the_embed_that_appended_goes_on_over_damaged_manifests(appended: Path) -> None:
+    for newest in ("000003", "000002"):
+        flip(appended / f"emb/manifest/{newest}.json")
+    assert embed(appended).already_finished is False
+    assert keys(appended) == EVERY
+    assert mm.audit(str(appended / "emb"), source=True).differences == []
+
+
+@pytest.mark.parametrize("lose", [lambda path: path.write_bytes(b"torn"), Path.unlink])
+def test_records_that_no_manifest_speaks_of_any_more_are_missed_and_taken_up_again(appended: Path, lose) -> None:
+    emb = appended / "emb"
+    for newest in ("000003", "000002"):
+        lose(emb / f"manifest/{newest}.json")
+    with pytest.raises(DifferencesError):
+        keys(appended)
+    for command in (repair, replay):
+        with pytest.raises(DifferencesError, match=r"1 shards have records .* first is 3: .*embed.* with --append"):
+            command(str(emb))
+    report = embed(appended, append=True)
+    assert (report.rows, report.resumed_samples) == (4 * ROWS - 1, 4 * ROWS)
+    assert keys(appended) == EVERY
+    assert mm.audit(str(emb), source=True).differences == []
+
+
+def test_without_manifests_only_the_command_that_made_the_records_takes_them_up(made: Path) -> None:
+    emb = made / "emb"
+    shutil.rmtree(emb / "manifest")
+    with pytest.raises(RefusedError, match=r"manifests were lost, and their fingerprint is .* Name the encoder"):
+        mm.embed(str(made / "tars"), str(emb), model="fake:4")
+    with pytest.raises(RefusedError, match=r"its rows have nothing more; asked for are licence\. Give the --field"):
+        embed(made, fields=["licence"])
+    assert not (emb / "manifest").exists()
+    assert embed(made).resumed_samples == 3 * ROWS
+
+
+def test_a_replay_that_an_embed_outran_is_finished_by_the_next_one(made: Path) -> None:
+    emb, whole = made / "emb", open_set(str(made / "emb"))
+    in_place(made / "tars/0.tar", tar(0))
+    replay(str(emb))
+    said_before = whole.manifest.model_copy(update={"libraries": {}})  # as an embed had seen it that ended after
+    (emb / manifest_path(4)).write_bytes(said_before.to_bytes())
+    with pytest.raises(DifferencesError, match="3 shards with 36 rows and 0 rejects are there, the manifest says"):
+        keys(made)
+    assert "replayed 0 chunks" in replay(str(emb)).title()
+    assert keys(made) == ALL
+    assert mm.audit(str(emb), source=True).differences == []

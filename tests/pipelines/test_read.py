@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tars import make_tar
 
-from mmstream.errors import UnreachableError, UsageError
+from mmstream.errors import RefusedError, UnreachableError, UsageError
 from mmstream.pipelines.read import read_webdataset, shard_order, shard_tasks
-from mmstream.pipelines.source import ShardSource, read_samples
+from mmstream.pipelines.source import ShardSource, ShardTask, read_samples
 from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage import ranges
@@ -74,6 +77,26 @@ def test_a_shard_that_breaks_or_goes_away_is_a_row_that_says_so(folder: Path) ->
         (None, "source_changed"),
     ]
     assert "2.tar is gone" in rows[3]["detail"]
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("becomes", ["another", "nothing"])
+def test_a_shard_that_changes_before_a_dead_readers_task_is_repeated_loses_no_row_without_a_word(
+    folder: Path, becomes: str
+) -> None:
+    path = folder / "0.tar"
+
+    def read(task: ShardTask) -> Iterator[pa.Table]:
+        for table in read_samples(task, columns=SAMPLE.names):
+            yield table
+            if path.read_bytes() == shard(0):  # the first time
+                path.write_bytes(b"another") if becomes == "another" else path.unlink()
+                time.sleep(1)  # until the block has gone
+                os._exit(1)
+
+    tasks = shard_tasks(build_catalog(str(path)))
+    with pytest.raises(RefusedError, match=r"0\.tar.* and the worker that had begun to read it died"):
+        ray.data.read_datasource(ShardSource(tasks, read)).take_all()
 
 
 @pytest.mark.usefixtures("ray_local")
