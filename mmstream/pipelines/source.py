@@ -215,7 +215,8 @@ def read_samples(task: ShardTask, *, columns: Sequence[str], keys: frozenset[str
 
 def _is_repeated() -> bool:
     """Whether Ray runs this task again. There is no public name for it."""
-    return ray.is_initialized() and ray._private.worker.global_worker.core_worker.get_current_task_attempt_number() > 0
+    worker: Any = ray._private.worker.global_worker
+    return ray.is_initialized() and worker.core_worker.get_current_task_attempt_number() > 0
 
 
 def to_row(chunk: Chunk, task: ShardTask, read_seconds: float) -> pa.Table:
