@@ -9,7 +9,7 @@ from typing import Any
 from mmstream.errors import UsageError
 from mmstream.search.page import write_page
 from mmstream.search.searcher import Hit, open_index
-from mmstream.storage.files import absolute
+from mmstream.storage.files import absolute, read_bytes
 from mmstream.telemetry import Report
 
 CAPTION_CHARACTERS = 90
@@ -56,7 +56,7 @@ def answer(
     hits: list[Hit] = index.search(query, image=image, k=k)
     asked = query if query is not None else absolute(image or "")
     if html is not None:
-        write_page(html, index, hits, asked)
+        write_page(html, index, hits, asked, picture=read_bytes(asked) if image is not None else None)
     return SearchReport(
         index=index.url,
         query=asked,

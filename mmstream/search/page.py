@@ -27,23 +27,29 @@ ol { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem;
 li { border: 1px solid #dfe3e8; border-radius: .5rem; overflow: hidden; break-inside: avoid; }
 .picture { height: 11rem; background: #f4f6f8; display: flex; align-items: center; justify-content: center; }
 .picture img { max-width: 100%; max-height: 100%; } .picture span { color: #5a6472; font-size: .8rem; padding: 1rem; }
+.asked img { max-width: 100%; border-radius: .5rem; margin: .6rem 0; }
 .score { font-variant-numeric: tabular-nums; font-weight: 600; } .key { color: #5a6472; font-size: .8rem; }
 li div.text { padding: .6rem .8rem .8rem; } li p { margin: .2rem 0 0; font-size: .9rem; overflow-wrap: anywhere; }
 """
 
 
-def write_page(dest: str, index: Index, hits: Sequence[Hit], query: str) -> None:
-    """Writes the page to a path or URL. A picture that cannot be read is replaced by the reason.
+def write_page(dest: str, index: Index, hits: Sequence[Hit], query: str, *, picture: bytes | None = None) -> None:
+    """Writes the page to a path or URL. A picture of a hit that cannot be read is replaced by the reason.
 
     Args:
         query: what was asked, as a person would say it; the title of the page.
+        picture: what was asked with, where that was a picture: it stands above the hits.
+
+    Raises:
+        Rejected: `picture` cannot be decoded.
     """
+    asked = inline_image(thumbnail(picture), query) if picture is not None else ""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         pictures = list(pool.map(lambda hit: _inline(index, hit), hits))
     about = (
         f"{len(hits)} of {len(index):,} {index.info.of} vectors, nearest first · {index.url}, version {index.version}"
     )
-    write_bytes(dest, render(query, about, hits, pictures).encode())
+    write_bytes(dest, render(query, about, hits, pictures, asked).encode())
 
 
 def _inline(index: Index, hit: Hit) -> str:
@@ -59,14 +65,15 @@ def inline_image(jpeg: bytes, description: str) -> str:
     return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(description)}">'
 
 
-def render(title: str, about: str, hits: Sequence[Hit], pictures: Sequence[str]) -> str:
-    """The whole page. `pictures` is HTML, one element per hit; all else is plain text."""
+def render(title: str, about: str, hits: Sequence[Hit], pictures: Sequence[str], asked: str = "") -> str:
+    """The whole page. `pictures` is HTML, one element per hit, `asked` the query's own; all else is plain text."""
+    query = f'<div class="asked">{asked}</div>' if asked else ""
     cards = "\n".join(_card(hit, picture) for hit, picture in zip(hits, pictures, strict=True))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{escape(title)}</title><style>{_STYLE}</style></head>
-<body><h1 dir="auto">{escape(title)}</h1><p class="about">{escape(about)}</p>
+<body><h1 dir="auto">{escape(title)}</h1>{query}<p class="about">{escape(about)}</p>
 <ol>
 {cards}
 </ol></body></html>

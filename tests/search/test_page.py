@@ -11,7 +11,9 @@ from embedding_sets import write_set
 
 from mmstream.encoders.build import load_encoder
 from mmstream.index.build import build_index
+from mmstream.search.answer import answer
 from mmstream.search.page import inline_image, write_page
+from mmstream.search.pictures import read_picture
 from mmstream.search.searcher import Index, open_index
 
 HOSTILE = '"><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>\u202eabc'
@@ -45,6 +47,17 @@ def test_the_page_shows_every_hit_with_picture_score_and_caption(index: Index, t
         assert hit.caption in elements.text
         assert f"{hit.score:.3f}" in elements.text
     assert not re.findall(r"https?://", page)
+
+
+def test_a_picture_that_was_asked_with_stands_above_its_hits(index: Index, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jpg"
+    asked.write_bytes(read_picture(index, index.search("anything", k=1)[0]))
+    answer(index.url, image=str(asked), k=3, html=str(tmp_path / "hits.html"))
+    page = (tmp_path / "hits.html").read_text()
+    sources = Elements(page).sources
+    assert len(sources) == 4
+    assert sources[0] == sources[1], "the nearest hit is the picture itself"
+    assert page.index(sources[0]) < page.index("<ol>")
 
 
 def test_hostile_captions_keys_and_queries_stay_text(tmp_path: Path) -> None:
