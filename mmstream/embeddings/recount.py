@@ -23,6 +23,7 @@ EXTENSION_LIMIT = 1 << 20  # bytes of one pax header or GNU long name; a longer 
 # name mode uid gid size mtime checksum type linkname magic+version uname gname major minor prefix
 _HEADER = Struct("100s 8x 8x 8x 12s 12x 8s c 100x 8s 32x 32x 8x 8x 155s 12x")
 _EXTENSIONS = b"LKxXg"
+_USED = (b"size", b"path", b"GNU.sparse.name")  # of pax records
 _FILES_WITHOUT_DATA = b"12346"  # links, devices, fifos: whatever their size field says
 
 
@@ -179,16 +180,19 @@ def _extension(reader: RangeReader, size: int, start: int) -> bytes:
 
 
 def _pax(text: bytes, start: int) -> dict[bytes, bytes]:
-    """`length key=value\\n` records; the length counts the whole record."""
+    """`length key=value\\n` records, those in `_USED` of them; the length counts the whole record."""
     records: dict[bytes, bytes] = {}
-    while text and text[0]:
-        digits, _, _ = text[:20].partition(b" ")
+    at = 0
+    while at < len(text) and text[at]:
+        digits, _, _ = text[at : at + 20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
-        record, text = text[:length], text[length:]
+        record = text[at : at + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not (equals and len(record) == length and record.endswith(b"\n")):
             raise _Broken(start, "a pax header has a malformed record")
-        records[key] = value
+        if key in _USED:
+            records[key] = value
+        at += length
     return records
 
 

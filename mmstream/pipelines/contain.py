@@ -55,8 +55,8 @@ class Containment:
                 with sandbox.Sandbox() as child:
                     yield child
             else:
-                with Watchdog(sandbox.SAMPLE_SECONDS, sandbox.MEMORY_BYTES) as watchdog:
-                    yield _Watched(watchdog)
+                with watched("the work is done again in a sandbox") as decoder:
+                    yield decoder
         finally:
             internal_kv._internal_kv_del(mark)
 
@@ -87,6 +87,13 @@ def containment() -> Generator[Containment]:
         yield Containment(run)
     finally:
         internal_kv._internal_kv_del(f"{run}/".encode(), del_by_prefix=True)
+
+
+@contextmanager
+def watched(then: str) -> Generator[Decoder]:
+    """A decoder in this process, which ends where a sample takes too much time or memory; `then` is what follows."""
+    with Watchdog(sandbox.SAMPLE_SECONDS, sandbox.MEMORY_BYTES, then=then) as watchdog:
+        yield _Watched(watchdog)
 
 
 class _Watched:

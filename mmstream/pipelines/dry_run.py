@@ -21,6 +21,7 @@ from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import ExitCode
+from mmstream.pipelines.contain import watched
 from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed import check_fields
 from mmstream.pipelines.encode import encode_chunk
@@ -181,8 +182,9 @@ def _measured(
     chunk = next(chunks_of(task))
     info, samples = from_row(to_row(chunk, task, 0.0))
     start = time.perf_counter()
-    with ThreadPoolExecutor(shares.encoder_threads) as pool:
-        rows, rejects = encode_chunk(info, samples, asked.encoder, asked.fields, pool=pool, watch=Stopwatch())
+    with ThreadPoolExecutor(shares.encoder_threads) as pool, watched("embed would set that one aside") as decoder:
+        settings = {"pool": pool, "watch": Stopwatch(), "decoder": decoder}
+        rows, rejects = encode_chunk(info, samples, asked.encoder, asked.fields, **settings)
     data = to_parquet(rows)
     seconds = time.perf_counter() - start
     share = size / chunk.bytes_read if chunk.bytes_read else 0.0

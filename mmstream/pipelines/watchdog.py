@@ -22,10 +22,11 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 class Watchdog:
-    """Within a `with` block, each `work` may take `seconds`, and all together `memory_bytes` above the start's."""
+    """Within a `with` block, each `work` may take `seconds`, and all together `memory_bytes` above the start's. `then`
+    says to whoever reads the log what follows."""
 
-    def __init__(self, seconds: float, memory_bytes: int) -> None:
-        self._seconds, self._memory_bytes = seconds, memory_bytes
+    def __init__(self, seconds: float, memory_bytes: int, *, then: str) -> None:
+        self._seconds, self._memory_bytes, self._then = seconds, memory_bytes, then
         self._begun: dict[int, tuple[float, str]] = {}  # by thread
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -63,18 +64,17 @@ class Watchdog:
         faulthandler.dump_traceback_later(1.5 * self._seconds, exit=True, file=_STDERR)
         seconds, taken = time.monotonic() - begun[0][0], own_bytes() - self._at_start
         if seconds > self._seconds:
-            _end(f"{begun[0][1]} takes longer than {self._seconds:g} s")
+            self._end(f"{begun[0][1]} takes longer than {self._seconds:g} s")
         if taken > self._memory_bytes:
             at_work = ", ".join(what for _, what in begun)
-            _end(f"{taken >> 20:,} MiB are held, more than {self._memory_bytes >> 20:,}, at work: {at_work}")
+            self._end(f"{taken >> 20:,} MiB are held, more than {self._memory_bytes >> 20:,}, at work: {at_work}")
+
+    def _end(self, why: str) -> None:
+        os.write(_STDERR, f"mmstream: {why}; this process ends, and {self._then}.\n".encode())
+        os._exit(1)
 
 
 def own_bytes() -> int:
     """Resident memory of this process that it does not share (Ray's object store is shared memory)."""
     _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
     return (int(resident) - int(shared)) * _PAGE_BYTES
-
-
-def _end(why: str) -> None:
-    os.write(_STDERR, f"mmstream: {why}; this process ends, and the work is done again in a sandbox.\n".encode())
-    os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,19 @@ def test_the_times_that_gnu_tar_keeps_where_ustar_has_a_prefix_are_no_part_of_th
     tar[345:369] = b"12345670123\0" * 2
     tar[148:156] = b"%06o\0 " % (sum(tar[:512]) - sum(tar[148:156]) + 8 * 32)
     assert recounted(bytes(tar)) == read(bytes(tar)) == ([("a", 0)], None)
+
+
+def test_pax_records_that_mean_nothing_are_kept_nowhere() -> None:
+    data = b""
+    for number in range(5):
+        header = tarfile.TarInfo("pax")
+        header.type = tarfile.XGLTYPE
+        records = b"".join(b"31 comment.%05d.%05d=xxxxxxx\n" % (number, i) for i in range(30_000))
+        header.size = len(records)
+        data += header.tobuf() + records + bytes(-len(records) % 512)
+    data += make_tar([("a.txt", b"words")])
+    tracemalloc.start()
+    assert recounted(data) == read(data) == ([("a", 0)], None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20

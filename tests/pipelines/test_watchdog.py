@@ -11,7 +11,7 @@ import pytest
 WATCHED = """
 import ctypes, time
 from mmstream.pipelines.watchdog import Watchdog
-with Watchdog(seconds=0.6, memory_bytes=100 << 20) as watchdog:
+with Watchdog(seconds=0.6, memory_bytes=100 << 20, then="that is all") as watchdog:
     for _ in range(3):
         with watchdog.work("an innocent"):
             time.sleep(0.3)
