@@ -58,8 +58,8 @@ class ChunkInfo:
     source_etag: str
     read_bytes: int
     read_seconds: float
-    store_seconds: float  # of read_seconds, those that the store took
     epoch: int
+    store_seconds: float = 0.0  # of read_seconds, those that the store took
 
 
 _INFO = pa.schema(
