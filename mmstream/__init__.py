@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmstream.pipelines.fit import train
     from mmstream.pipelines.read import read_webdataset
     from mmstream.pipelines.repair import repair
+    from mmstream.pipelines.statistics import stats
     from mmstream.search.searcher import open_index
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "open_index",
     "read_webdataset",
     "repair",
+    "stats",
     "train",
 ]
 
@@ -49,6 +51,7 @@ _MODULES = {
     "open_index": "mmstream.search.searcher",
     "read_webdataset": "mmstream.pipelines.read",
     "repair": "mmstream.pipelines.repair",
+    "stats": "mmstream.pipelines.statistics",
 }
 
 

@@ -200,6 +200,26 @@ def inspect(
     return inspect(src, catalog_to=catalog, checksums=checksums)
 
 
+@verb(app, "stats", "mmstream stats 's3://bucket/*.tar' s3://bucket/statistics.json")
+def stats(
+    src_dest: Annotated[list[str], typer.Argument(help="Sources, then the .json file to write.", metavar="SRC… DEST")],
+    of: Annotated[list[str] | None, typer.Option(help="image, audio, numbers or captions; all by default.")] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(help="A number in the JSON, as width or exif.iso; all by default.")
+    ] = None,
+    limit: Limit = None,
+    max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
+) -> Any:
+    """Mean, std, extremes, quantiles, missing values: of channels, mel bands, JSON numbers, caption lengths."""
+    from mmstream.errors import UsageError
+    from mmstream.pipelines.statistics import stats
+
+    *src, dest = src_dest
+    if not src:
+        raise UsageError("stats takes at least one source and a destination: mmstream stats SRC… statistics.json.")
+    return stats(src, dest, of=of or (), fields=field or (), limit=limit, max_rejects=_share(max_rejects))
+
+
 @verb(app, "embed", "mmstream embed 's3://bucket/*.tar' s3://bucket/emb --model hf:openai/clip-vit-base-patch32")
 def embed(
     src_dest: Annotated[list[str], typer.Argument(help="Sources, then the destination.", metavar="SRC… DEST")],

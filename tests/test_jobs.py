@@ -48,11 +48,11 @@ def write_shards(folder: Path) -> list[str]:
 
 def test_every_script_is_short_enough_to_read_at_once() -> None:
     scripts = sorted(JOBS.glob("*.py"))
-    assert [s.stem for s in scripts] == ["embed", "index", "pipeline", "train"]
+    assert [s.stem for s in scripts] == ["embed", "index", "pipeline", "stats", "train"]
     assert all(len(s.read_text().splitlines()) <= 40 for s in scripts)
 
 
-@pytest.mark.parametrize("name", ["embed", "train", "index"])
+@pytest.mark.parametrize("name", ["embed", "train", "index", "stats"])
 def test_a_script_shares_its_help_with_the_command(name: str) -> None:
     command = [sys.executable, "-m", "mmstream", name, "--help"]
     theirs = subprocess.run(command, capture_output=True, text=True, timeout=60)

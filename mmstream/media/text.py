@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,18 @@ def parse_object(text: str | None) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise Rejected(Reason.METADATA, f"the JSON member is a {type(parsed).__name__}, not an object")
     return parsed
+
+
+def caption_of(text: str | None, metadata: Mapping[str, Any]) -> str | None:
+    """The sample's text member, else the caption of its JSON; None where both are absent or blank.
+
+    Raises:
+        Rejected: `caption`, what is there is too long or nothing but control characters.
+    """
+    for candidate in (text, metadata.get("caption")):
+        if isinstance(candidate, str) and candidate.strip():
+            return clean(candidate)
+    return None
 
 
 def _encodable(text: str) -> bool:

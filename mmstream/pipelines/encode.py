@@ -19,7 +19,7 @@ from mmstream.encoders.base import Encoder
 from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
 from mmstream.media.decoding import Decoder, Direct
-from mmstream.media.text import clean, parse_object
+from mmstream.media.text import caption_of, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
 from mmstream.timing import Stopwatch
@@ -89,13 +89,13 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], de
     if sample["reason"] is not None:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
     metadata = parse_object(sample["json"])
-    caption = _caption(sample["text"], metadata) if "text" in encoder.modalities else None
+    caption = caption_of(sample["text"], metadata) if "text" in encoder.modalities else None
     about = {
         "id": sample["id"],
         "shard": sample["shard"],
         "row": sample["row"],
         "key": sample["key"],
-        "caption": caption if caption is not None else _caption(sample["text"], metadata),
+        "caption": caption if caption is not None else caption_of(sample["text"], metadata),
         "url": _as_text(metadata.get("url")),
         **dict.fromkeys(("width", "height", "image_offset", "image_bytes")),
         **{field: _as_text(metadata.get(field)) for field in fields},
@@ -113,18 +113,6 @@ def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], de
         wanted = " or ".join(encoder.modalities)
         raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
     return _Sample(about, sample["offset"], parts)
-
-
-def _caption(text: str | None, metadata: dict[str, Any]) -> str | None:
-    """The sample's text member, else the caption of its JSON; None where both are absent or blank.
-
-    Raises:
-        Rejected: `caption`, what is there is too long or nothing but control characters.
-    """
-    for candidate in (text, metadata.get("caption")):
-        if isinstance(candidate, str) and candidate.strip():
-            return clean(candidate)
-    return None
 
 
 def _as_text(value: Any) -> str | None:

@@ -121,8 +121,8 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def encode_shares(num_tasks: int, threads: int | None = None) -> Shares:
-    """The layout of a job on the Ray that was started, see `shares_of`.
+def encode_shares(num_tasks: int, threads: int | None = None, *, with_gpus: bool = True) -> Shares:
+    """The layout of a job on the Ray that was started, see `shares_of`; without `with_gpus` as if there were none.
 
     Raises:
         UsageError: the cluster is too small for one reader beside one encoder.
@@ -130,7 +130,9 @@ def encode_shares(num_tasks: int, threads: int | None = None) -> Shares:
     total = ray.cluster_resources()
     cpus = total.get("CPU", 0.0)
     physical = int(cpus) if os.environ.get("RAY_ADDRESS") else min(int(cpus), cores())
-    return shares_of(num_tasks, threads, cpus=cpus, physical=physical, gpus=int(total.get("GPU", 0)))
+    return shares_of(
+        num_tasks, threads, cpus=cpus, physical=physical, gpus=int(total.get("GPU", 0)) if with_gpus else 0
+    )
 
 
 def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int, gpus: int) -> Shares:
