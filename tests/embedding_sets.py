@@ -87,7 +87,9 @@ def embed_here(source: str | Path | pa.Table, dest: str | Path, *, chunk_rows: i
             chunks = {}
             for chunk in chunks_of(task):
                 at = (chunk.shard, chunk.number, chunk.first_row, chunk.num_samples)
-                info = ChunkInfo(*at, chunk.end, chunk.damage, entry["url"], entry["bytes"], entry["etag"], 0, 0.0, 0.0, 0)
+                info = ChunkInfo(
+                    *at, chunk.end, chunk.damage, entry["url"], entry["bytes"], entry["etag"], 0, 0.0, 0.0, 0
+                )
                 rows, rejects = encode_chunk(info, chunk.table, encoder, [], pool=pool, watch=Stopwatch())
                 result = ChunkResult(*at, rows, rejects, chunk.end, chunk.damage, entry["bytes"], entry["etag"])
                 chunks[chunk.number] = commit_chunk(root, result, encoder.fingerprint)

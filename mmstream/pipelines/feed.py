@@ -138,6 +138,7 @@ class _Decode:
             model.text.length,
             self.recipe.data.captions,
             self.recipe.seed,
+            self.recipe.data.augment,
         )
 
     def __call__(self, row: pa.Table) -> pa.Table:

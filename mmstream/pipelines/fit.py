@@ -10,17 +10,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shlex
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.train as ray_train
 import torch
@@ -31,66 +28,30 @@ from ray.train.torch import TorchTrainer, get_device
 
 from mmstream.errors import MmstreamError, RefusedError, UsageError
 from mmstream.figures import loss_curve
+from mmstream.media.statistics_file import StatisticsFile, read_statistics
 from mmstream.media.text import Tokenizer
-from mmstream.models.card import Preprocessing, save_card
+from mmstream.models.card import save_card
 from mmstream.models.dual import DualEncoder
 from mmstream.pipelines.contain import containment
 from mmstream.pipelines.evaluate import evaluate
 from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
+from mmstream.pipelines.fit_report import TrainReport, leftover_of, rejects_of, report_of
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.resources import cores, our_errors, start_ray, streaming_context
 from mmstream.pipelines.survey import Survey, surveyed
-from mmstream.schema import REJECT
 from mmstream.shards.catalog import build_catalog
 from mmstream.storage.commit import put_if_absent
-from mmstream.storage.files import absolute, exists, is_local, join, list_files, open_fs, read_bytes, write_bytes
-from mmstream.telemetry import Progress, Report
+from mmstream.storage.files import absolute, exists, is_local, join, open_fs, read_bytes, write_bytes
+from mmstream.telemetry import Progress
 from mmstream.train.checkpoint import CheckpointRecord, finished_epochs, latest_record, load_latest
-from mmstream.train.data import Batch
+from mmstream.train.data import Batch, preprocessing_of
 from mmstream.train.log import read_metrics
 from mmstream.train.loop import Loop, train_loop
 from mmstream.train.recipe import Recipe
 
 POLL_SECONDS = 0.5
+_STATISTICS = "statistics.json"
 _GO_ON = "Run the same command again: it goes on from the last checkpoint."
-
-
-class TrainReport(Report):
-    """`leftover` samples of the last epoch did not fill a batch."""
-
-    run: str
-    card: str
-    steps: int
-    samples: int
-    leftover: int
-    batch_size: int
-    rejects: dict[str, int]
-    loss: float | None
-    seconds: float
-    samples_per_second: float
-    retrieval: dict[str, Any] | None = None
-    already_finished: bool = False
-
-    def title(self) -> str:
-        return "nothing to do: this run is finished" if self.already_finished else "trained"
-
-    def to_json(self) -> dict[str, Any]:
-        values = super().to_json()
-        return values if self.retrieval else {k: v for k, v in values.items() if k != "retrieval"}
-
-    def lines(self) -> list[tuple[str, str]]:
-        shown = [("run", self.run), ("steps", f"{self.steps:,} of {self.batch_size:,} samples")]
-        if self.loss is not None:
-            shown.append(("loss", f"{self.loss:.3f} (by chance {np.log(self.batch_size):.3f})"))
-        shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
-        if self.leftover:
-            shown.append(("leftover", f"{self.leftover:,} samples of the last epoch did not fill a batch"))
-        if not self.already_finished:
-            shown.append(("time", f"{self.seconds:.1f} s, {self.samples_per_second:,.0f} samples/s"))
-        if self.retrieval:
-            scores = "  ".join(f"{k.upper()} {v:.3f}" for k, v in self.retrieval["text_to_image"].items())
-            shown.append(("text → image", f"{scores} among {self.retrieval['n']:,}"))
-        return shown
 
 
 def train(
@@ -121,12 +82,16 @@ def train(
     overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())]
     wanted = Recipe.from_yaml(read_bytes(absolute(recipe)).decode(), overrides, where=recipe)
     catalog = limited(build_catalog(wanted.data.train), limit)
+    statistics = _statistics(run, wanted)
     _claim(run, wanted)
+    if statistics:
+        put_if_absent(join(run, _STATISTICS), statistics.to_bytes())
     before = latest_record(run)
     if before and finished_epochs(run) >= wanted.epochs:
         if exists(join(run, "card", "config.json")):
-            return _report(run, wanted, before, Survey.read(run), already=True)
-        return _completed(run, wanted, Survey.read(run), evaluated)  # killed between the last step and the card
+            return report_of(run, wanted, before, Survey.read(run), already=True)
+        # It was killed between the last step and the card.
+        return _completed(run, wanted, Survey.read(run), statistics, evaluated)
     start_ray()
     with our_errors():
         survey = surveyed(run, catalog, wanted)
@@ -136,25 +101,41 @@ def train(
                 f"{wanted.data.train}: {survey.num_samples:,} usable samples x {wanted.epochs} epochs do not fill one "
                 f"batch of {wanted.batch_size:,}. Give more shards or a smaller batch_size."
             )
-        _fit(run, wanted, catalog, survey, steps, before)
-    return _completed(run, wanted, survey, evaluated)
+        _fit(run, wanted, catalog, survey, statistics, steps, before)
+    return _completed(run, wanted, survey, statistics, evaluated)
 
 
-def _completed(run: str, recipe: Recipe, survey: Survey, evaluated: bool) -> TrainReport:
+def _statistics(run: str, recipe: Recipe) -> StatisticsFile | None:
+    """What the recipe names, as it was when the run was begun, of which a copy is kept there.
+
+    Raises:
+        UsageError: no such file, or it has no pictures.
+    """
+    if recipe.data.statistics is None:
+        return None
+    url = join(run, _STATISTICS)
+    found = read_statistics(url if exists(url) else absolute(recipe.data.statistics))
+    preprocessing_of(recipe, found)
+    return found
+
+
+def _completed(
+    run: str, recipe: Recipe, survey: Survey, statistics: StatisticsFile | None, evaluated: bool
+) -> TrainReport:
     """What is left to do when the last checkpoint is there: card, figures, and retrieval where the recipe asks."""
     record = latest_record(run)
     if record is None or finished_epochs(run) < recipe.epochs:
         raise MmstreamError(f"{run}: the ranks ended without a last checkpoint. {_GO_ON}")
-    if (leftover := _leftover(recipe, record, survey, _rejects(run))) >= recipe.batch_size:
+    if (leftover := leftover_of(recipe, record, survey, rejects_of(run))) >= recipe.batch_size:
         raise MmstreamError(
             f"{run}: {leftover:,} usable samples never reached a step, more than the last batch lacks. No card is "
             "made of such a run; please report this with its folder."
         )
-    _publish(run, recipe, survey.tokenizer)
+    _publish(run, recipe, survey.tokenizer, statistics)
     retrieval = None
     if recipe.data.eval and evaluated:
         retrieval = evaluate(f"run:{run}", recipe.data.eval).retrieval
-    return _report(run, recipe, record, survey, retrieval=retrieval)
+    return report_of(run, recipe, record, survey, retrieval=retrieval)
 
 
 def _claim(run: str, recipe: Recipe) -> None:
@@ -178,7 +159,13 @@ def _claim(run: str, recipe: Recipe) -> None:
 
 
 def _fit(
-    run: str, recipe: Recipe, catalog: pa.Table, survey: Survey, total_steps: int, before: CheckpointRecord | None
+    run: str,
+    recipe: Recipe,
+    catalog: pa.Table,
+    survey: Survey,
+    statistics: StatisticsFile | None,
+    total_steps: int,
+    before: CheckpointRecord | None,
 ) -> None:
     done = before.step if before else 0
     shares = feed_shares(recipe.workers)
@@ -201,7 +188,13 @@ def _fit(
         config: Any = ray_train.RunConfig(name=name, failure_config=failures, **storage)
         trainer = TorchTrainer(
             _rank,
-            train_loop_config={"recipe": recipe, "run": run, "total_steps": total_steps, "name": name},
+            train_loop_config={
+                "recipe": recipe,
+                "run": run,
+                "total_steps": total_steps,
+                "preprocessing": preprocessing_of(recipe, statistics),
+                "name": name,
+            },
             scaling_config=scaling,
             run_config=config,
             datasets={"train": batches},
@@ -224,7 +217,7 @@ def _rank(settings: dict[str, Any]) -> None:
     def told(row: dict[str, Any]) -> None:
         internal_kv._internal_kv_put(key, json.dumps(row).encode(), overwrite=True)
 
-    loop = Loop(recipe, run, settings["total_steps"], get_device(), on_metrics=told)
+    loop = Loop(recipe, run, settings["total_steps"], get_device(), settings["preprocessing"], on_metrics=told)
     checkpoint = load_latest(run)
     train_loop(loop, _batches(checkpoint.record.step + 1 if checkpoint else 1), checkpoint)
 
@@ -289,66 +282,17 @@ def _storage(run: str) -> Generator[dict[str, Any]]:
         yield {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
-def _publish(run: str, recipe: Recipe, tokenizer: Tokenizer) -> None:
+def _publish(run: str, recipe: Recipe, tokenizer: Tokenizer, statistics: StatisticsFile | None) -> None:
     """Card and figures, from the last checkpoint."""
     checkpoint = load_latest(run)
     assert checkpoint is not None
     model = DualEncoder(recipe.model)
     model.load_state_dict(checkpoint.model)
-    save_card(join(run, "card"), model, Preprocessing(size=recipe.model.image.size), tokenizer)
+    if statistics:
+        write_bytes(join(run, "card", _STATISTICS), statistics.to_bytes())
+    save_card(join(run, "card"), model, preprocessing_of(recipe, statistics), tokenizer)
     rows = read_metrics(run)
     if len(rows) > 1:
         step, loss, rate = (np.array([row[k] for row in rows]) for k in ("step", "loss", "samples_per_second"))
         figure = loss_curve(step, loss, beside=("samples per second", rate), chance=float(np.log(recipe.batch_size)))
         write_bytes(join(run, "figures", "loss.png"), figure)
-
-
-def _rejects(run: str) -> pa.Table:
-    """All reject rows of the run. What a killed write left beside them has another name and is not read."""
-    names = [f.url for f in list_files(join(run, "rejects"))]
-    tables = [
-        pq.read_table(pa.BufferReader(read_bytes(url)))
-        for url in names
-        if url.endswith(".parquet") and not url.rsplit("/", 1)[1].startswith(".")
-    ]
-    return pa.concat_tables(tables) if tables else REJECT.empty_table()
-
-
-def _leftover(recipe: Recipe, record: CheckpointRecord, survey: Survey, rejects: pa.Table) -> int:
-    """Usable samples × epochs, less those that were in a step."""
-    usable = survey.num_rows - (rejects.num_rows - rejects["key"].null_count)  # without a key: a shard's unknown rest
-    return max(0, usable * recipe.epochs - record.samples)
-
-
-def _report(
-    run: str,
-    recipe: Recipe,
-    record: CheckpointRecord,
-    survey: Survey,
-    *,
-    retrieval: dict[str, Any] | None = None,
-    already: bool = False,
-) -> TrainReport:
-    rows, rejects = read_metrics(run), _rejects(run)
-    rates = [row["samples_per_second"] for row in rows[1:]]
-    rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
-    shards = recipe.data.eval or recipe.data.train
-    source = [shards] if isinstance(shards, str) else shards
-    return TrainReport(
-        run=run,
-        card=join(run, "card"),
-        steps=record.step,
-        samples=record.samples,
-        leftover=_leftover(recipe, record, survey, rejects),
-        batch_size=recipe.batch_size,
-        rejects=dict(sorted(Counter(rejects["reason"].to_pylist()).items())),
-        loss=rows[-1]["loss"] if rows else None,
-        seconds=round(record.samples / rate, 1) if rate else 0.0,
-        samples_per_second=round(rate, 1),
-        retrieval=retrieval,
-        already_finished=already,
-        next=[
-            shlex.join(["mmstream", "embed", *source, f"{run}-emb", "--model", f"run:{run}"]),
-            shlex.join(["mmstream", "eval", f"run:{run}", *source]),
-        ],
-    )

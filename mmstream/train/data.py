@@ -17,12 +17,18 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.errors import Reason, Rejected
+from mmstream.media import augment
+from mmstream.media.augment import Augmentation
 from mmstream.media.decoding import Decoder, Direct
+from mmstream.media.scaling import MinMax, Standardize
+from mmstream.media.statistics_file import StatisticsFile
 from mmstream.media.text import Tokenizer, clean, parse_object
 from mmstream.models.card import Preprocessing
 from mmstream.schema import REJECT
+from mmstream.train.recipe import Recipe
 
 _HERE = Direct()
+_UNVARIED = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,21 @@ class Batch:
         return Batch(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("pixels", "tokens", "ids")))
 
 
+def preprocessing_of(recipe: Recipe, statistics: StatisticsFile | None) -> Preprocessing:
+    """How the recipe's pictures become the tower's input; scaled channel by channel where there are `statistics`.
+
+    Raises:
+        UsageError: these have no pictures.
+    """
+    size = recipe.model.image.size
+    if statistics is None:
+        return Preprocessing(size=size)
+    kind = {"standardize": Standardize, "minmax": MinMax}[recipe.data.scaling]
+    scaling = kind.of(statistics.kind("image", str(recipe.data.statistics)).select(["red", "green", "blue"]))
+    mean, std = (tuple(float(v) / 255 for v in values) for values in (scaling.centre, scaling.spread))
+    return Preprocessing(size=size, mean=mean, std=std)
+
+
 @dataclass(frozen=True)
 class Prepare:
     """How samples become a `Batch`."""
@@ -53,24 +74,25 @@ class Prepare:
     length: int
     captions: str | None  # the JSON field with a list of captions
     seed: int
+    augment: Augmentation = _UNVARIED
 
     def __call__(self, samples: pa.Table, epoch: int, decoder: Decoder = _HERE) -> tuple[Batch, list[dict[str, Any]]]:
         """Samples (schema.SAMPLE) → what can be used, in their order, and reject rows (schema.REJECT) for the rest.
 
         Decoding goes by way of `decoder`.
 
-        Which of several captions is drawn depends on the seed, the epoch and the sample alone; whether a sample is
-        rejected does not depend on the epoch.
+        Which of several captions is drawn, and how a sample is varied, depends on the seed, the epoch and the sample
+        alone; whether a sample is rejected does not depend on the epoch.
         """
         pixels, texts, ids, rejects = [], [], [], []
         for sample in samples.to_pylist():
             try:
-                image, captions = self._pixels(sample, decoder), captions_of(sample, self.captions)
+                image, captions = self._pixels(sample, epoch, decoder), captions_of(sample, self.captions)
             except Rejected as e:
                 rejects.append(_reject(sample, e))
                 continue
             pixels.append(image)
-            texts.append(captions[_draw(self.seed, epoch, sample["id"]) % len(captions)])
+            texts.append(self._varied(captions[_draw(self.seed, epoch, sample["id"]) % len(captions)], epoch, sample))
             ids.append(sample["id"])
         size = self.preprocessing.size
         return Batch(
@@ -79,13 +101,22 @@ class Prepare:
             np.array(ids, np.int64),
         ), rejects
 
-    def _pixels(self, sample: dict[str, Any], decoder: Decoder) -> np.ndarray:
+    def _varied(self, caption: str, epoch: int, sample: dict[str, Any]) -> str:
+        if not self.augment.text:
+            return caption
+        return augment.caption(caption, self.augment.text, augment.generator(self.seed, epoch, sample["id"], "text"))
+
+    def _pixels(self, sample: dict[str, Any], epoch: int, decoder: Decoder) -> np.ndarray:
         if sample["reason"]:
             raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
         if sample["image"] is None:
             raise Rejected(Reason.MISSING_MEMBER, "no image, and training needs one")
         with decoder.picture(sample["image"]) as picture:
-            return self.preprocessing.pixels(picture)
+            if not self.augment.image:
+                return self.preprocessing.pixels(picture)
+            random = augment.generator(self.seed, epoch, sample["id"], "image")
+            size = (self.preprocessing.size, self.preprocessing.size)
+            return augment.picture(picture.rgb, size, self.augment.image, random)
 
 
 def captions_of(sample: dict[str, Any], field: str | None) -> list[str]:

@@ -39,12 +39,14 @@ _DIVERGED = "Lower optim.learning_rate or raise optim.warmup and start again in 
 
 @dataclass(frozen=True)
 class Loop:
-    """What a run needs beside its batches. `total_steps` is where the schedule ends; `device` is this rank's."""
+    """What a run needs beside its batches. `total_steps` is where the schedule ends; `device` is this rank's.
+    `preprocessing` scales the pixels; by default as `Preprocessing` does."""
 
     recipe: Recipe
     run: str
     total_steps: int
     device: torch.device
+    preprocessing: Preprocessing | None = None
     on_metrics: Callable[[dict[str, Any]], None] | None = None
     log_every: int = LOG_EVERY_STEPS
     checkpoint_every: int = CHECKPOINT_EVERY_STEPS
@@ -74,7 +76,8 @@ def train_loop(loop: Loop, batches: Iterable[Batch], resumed: Checkpoint | None)
         model.load_state_dict(resumed.model)
         optim.load_state(resumed.optim)
         step, samples = resumed.record.step, resumed.record.samples
-    train_step = _Step(recipe, _distributed(model, loop.device), optim, loop.device)
+    preprocessing = loop.preprocessing or Preprocessing(size=recipe.model.image.size)
+    train_step = _Step(recipe, _distributed(model, loop.device), preprocessing, optim, loop.device)
     log = MetricsLog(loop.run, from_step=step) if _rank() == 0 else None
     meter = _Meter()
     last: tuple[Tensor, float] | None = None
@@ -102,18 +105,18 @@ def train_loop(loop: Loop, batches: Iterable[Batch], resumed: Checkpoint | None)
 class _Step:
     recipe: Recipe
     model: nn.Module
+    preprocessing: Preprocessing
     optim: Optim
     device: torch.device
 
     def __call__(self, batch: Batch, step: int) -> tuple[Tensor, float]:
         """(loss of this rank's rows, learning rate)."""
-        preprocessing = Preprocessing(size=self.recipe.model.image.size)
         pixels_BSSC = torch.tensor(batch.pixels).to(self.device, non_blocking=True)
         tokens_BL = torch.tensor(batch.tokens).to(self.device, non_blocking=True)
         check_equal_rows(len(batch), self.device)
         dtype = getattr(torch, self.recipe.optim.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            image_BD, text_BD, scale = self.model(preprocessing.normalized(pixels_BSSC), tokens_BL)
+            image_BD, text_BD, scale = self.model(self.preprocessing.normalized(pixels_BSSC), tokens_BL)
         loss = info_nce(image_BD, text_BD, scale)
         loss.backward()
         rate = self.optim.step(step)

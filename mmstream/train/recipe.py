@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mmstream.config import Config
+from mmstream.media.augment import Augmentation
 from mmstream.models.dual import DualEncoderConfig
 from mmstream.train.optim import OptimConfig
 
@@ -21,6 +22,9 @@ class DataConfig(Config):
     train: str | list[str]
     eval: str | list[str] | None = Field(None, description="measured when training is over")
     captions: str | None = Field(None, description="a JSON field with a list of captions; one is drawn an epoch")
+    statistics: str | None = Field(None, description="a file of `mmstream stats`; its pictures scale those of training")
+    scaling: Literal["standardize", "minmax"] = Field("standardize", description="how, where there are statistics")
+    augment: Augmentation = Augmentation()
     shuffle_rows: int = Field(2048, ge=0, le=1 << 20, description="mixed at once, beside the order of shards")
 
 
@@ -39,6 +43,14 @@ class Recipe(Config):
     def _equal_parts(self) -> Recipe:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of workers = {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Recipe:
+        if self.data.augment.audio:
+            raise ValueError("data.augment.audio: training takes pictures and captions, it has no sounds to vary")
+        if self.data.scaling != "standardize" and not self.data.statistics:
+            raise ValueError(f"data.scaling {self.data.scaling} needs data.statistics, a file of `mmstream stats`")
         return self
 
     def identity(self) -> str:

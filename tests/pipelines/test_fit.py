@@ -15,8 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
+import mmstream as mm
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import MmstreamError, RefusedError, Rejected, UsageError
+from mmstream.media.statistics_file import read_statistics
 from mmstream.media.text import train_tokenizer
 from mmstream.pipelines.contain import containment
 from mmstream.pipelines.feed import _Cut, _Decode, _shuffled, batch_dataset, feed_shares, part_of, to_part
@@ -183,6 +185,29 @@ def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_i
         train(recipe, out=str(run), overrides=["optim.warmup=0.5"])
     with pytest.raises(RefusedError, match=r"the shards of .* are not those that this run was begun with"):
         train(recipe, out=str(run), overrides=["epochs=4"], limit=60)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_keeps_the_statistics_that_it_was_begun_with(recipe: str, data: Path, tmp_path: Path):
+    where = tmp_path / "statistics.json"
+    report = mm.stats(str(data), str(where), of=["image"])
+    overrides = ["epochs=1", f"data.statistics={where}", "data.augment.image.flip=0.5", "data.augment.text.drop=0.2"]
+    for wrong in ("data.statistics=/nowhere.json", f"data.statistics={data}/0.tar"):
+        with pytest.raises(UsageError, match=wrong.split("=")[1]):
+            train(recipe, out=str(tmp_path / "run"), overrides=[*overrides, wrong])
+    assert not (tmp_path / "run").exists()
+    train(recipe, out=str(tmp_path / "run"), overrides=overrides)
+    kept = where.read_bytes()
+    where.unlink()
+    run = tmp_path / "run"
+    assert (run / "statistics.json").read_bytes() == (run / "card/statistics.json").read_bytes() == kept
+    red = read_statistics(str(run / "statistics.json")).kind("image", "").select(["red"])[0]
+    stored = json.loads((run / "card/config.json").read_text())["preprocessing"]
+    assert report.used == NUM_GOOD + 1 and stored["mean"][0] == pytest.approx(red.mean / 255)
+    assert stored["std"][0] == pytest.approx(red.std / 255)
+    shutil.rmtree(run / "card")  # as a kill before the card leaves it
+    train(recipe, out=str(run), overrides=overrides)
+    assert json.loads((run / "card/config.json").read_text())["preprocessing"] == stored
 
 
 @pytest.mark.slow

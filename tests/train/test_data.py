@@ -8,15 +8,20 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmstream.errors import Reason, Rejected
+from mmstream.errors import Reason, Rejected, UsageError
+from mmstream.media.augment import Augmentation, ImageAugmentation, TextAugmentation
+from mmstream.media.statistics import PixelTally
+from mmstream.media.statistics_file import StatisticsFile
 from mmstream.media.text import Tokenizer, train_tokenizer
 from mmstream.models.card import Preprocessing
 from mmstream.schema import SAMPLE
-from mmstream.train.data import Batch, Batcher, Prepare, captions_of
+from mmstream.train.data import Batch, Batcher, Prepare, captions_of, preprocessing_of
+from mmstream.train.recipe import Recipe
 
 
 def jpeg(colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
@@ -93,6 +98,46 @@ def test_the_caption_of_an_epoch_depends_on_seed_epoch_and_sample_alone_and_all_
     assert (again == epochs[1][40:]).all() and not (epochs[0] == epochs[1]).all()
     shares = np.unique(np.concatenate(epochs)[:, 1], return_counts=True)[1] / 192
     assert len(shares) == 4 and shares.min() > 0.15
+
+
+def varied(tokenizer: Tokenizer, samples: list[dict], epoch: int, seed: int = 5) -> Batch:
+    config = Augmentation(image=ImageAugmentation(area=(0.3, 0.9), flip=0.5), text=TextAugmentation(drop=0.4))
+    prepare = Prepare(Preprocessing(size=16), tokenizer, 8, None, seed, config)
+    batch, rejects = prepare(pa.Table.from_pylist(samples, schema=SAMPLE), epoch)
+    assert not rejects
+    return batch
+
+
+def test_how_a_sample_is_varied_depends_on_seed_epoch_and_sample_alone(tokenizer: Tokenizer):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    rows = [sample(i, image=out.getvalue(), text="a red thing " * 2) for i in range(24)]
+    first, again = varied(tokenizer, rows, 1), varied(tokenizer, rows[10:], 1)
+    assert (again.pixels == first.pixels[10:]).all() and (again.tokens == first.tokens[10:]).all()
+    assert first.pixels.shape == (24, 16, 16, 3) and len({p.tobytes() for p in first.pixels}) == 24
+    assert len({t.tobytes() for t in first.tokens}) > 6
+    for other in (varied(tokenizer, rows, 2), varied(tokenizer, rows, 1, seed=6)):
+        assert not (other.pixels == first.pixels).all(axis=(1, 2, 3)).any()
+        assert (other.tokens != first.tokens).any()
+
+
+def test_pixels_are_scaled_by_the_statistics_of_the_shards():
+    tally = PixelTally()
+    tally.update(np.stack([np.full((2, 2), v, np.uint8) for v in (10, 100, 200)], axis=-1))
+    tally.update(np.stack([np.full((2, 2), v, np.uint8) for v in (30, 100, 255)], axis=-1))
+    about = {"catalog_sha256": "", "limit": None, "of": ["image"], "fields": None, "samples": 2, "used": 2}
+    found = StatisticsFile(**about, rejects={}, damaged=[], present={"image": 2}, image=tally.statistics())
+    values = {"data": {"train": "x", "statistics": "s.json"}}
+    pixels = torch.tensor([[[[10, 100, 200]]]], dtype=torch.uint8)
+    scaled = preprocessing_of(Recipe.checked(values), found).normalized(pixels)
+    assert scaled.flatten().tolist() == pytest.approx([-1, 0, -1], abs=1e-5)
+    values["data"]["scaling"] = "minmax"
+    scaled = preprocessing_of(Recipe.checked(values), found).normalized(pixels)
+    assert scaled.flatten().tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    with pytest.raises(UsageError, match=r"s\.json: has no statistics of image"):
+        preprocessing_of(Recipe.checked(values), found.model_copy(update={"image": None}))
+    assert preprocessing_of(Recipe.checked(values), None) == Preprocessing(size=64)
 
 
 def numbered(ids: range) -> Batch:
