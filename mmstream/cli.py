@@ -227,24 +227,30 @@ def embed(
     limit: Limit = None,
     max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
     field: Annotated[list[str] | None, typer.Option(help="A JSON field to keep beside the vectors.")] = None,
+    filter: Annotated[
+        list[str] | None, typer.Option(help="Which samples are wanted, as min_side=64 or 'languages=[en, de]'.")
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="Take in shards that the source gained since.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much, how fast, how long.")] = False,
 ) -> Any:
     """Embed shards into an embedding set; the same command goes on after any kill."""
+    from mmstream.config import overridden
     from mmstream.encoders.build import DEFAULT_SPEC
     from mmstream.errors import UsageError
+    from mmstream.media.filters import Filters
 
     *src, dest = src_dest
     if not src:
         raise UsageError("embed takes at least one source and a destination: mmstream embed SRC… DEST.")
     budget, spec = _share(max_rejects), model or DEFAULT_SPEC
+    chosen = {"fields": field or (), "filters": Filters.checked(overridden({}, filter or ()), where="--filter")}
     if dry_run:
         from mmstream.pipelines.dry_run import dry_run as look
 
-        return look(src, dest, spec, fields=field or (), limit=limit, max_rejects=budget, append=append)
+        return look(src, dest, spec, **chosen, limit=limit, max_rejects=budget, append=append)
     from mmstream.pipelines.embed import embed
 
-    return embed(src, dest, spec, fields=field or (), limit=limit, max_rejects=budget, append=append)
+    return embed(src, dest, spec, **chosen, limit=limit, max_rejects=budget, append=append)
 
 
 def _share(text: str) -> float:

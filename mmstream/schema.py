@@ -220,6 +220,7 @@ class Manifest(Sealed):
     chunk_rows: int
     chunk_bytes: int
     fields: list[str]
+    filters: dict[str, Any] = Field(default_factory=dict)  # media.filters: the limits that are set
     limit: int | None
     single_writer: bool  # the store does not honour put-if-absent
     device: str

@@ -10,6 +10,7 @@ one above it is a difference. Shards are checked side by side, one chunk of each
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shlex
 from collections import Counter
@@ -160,6 +161,8 @@ class _Audit:
     def _to_go_on(self, manifest: Manifest) -> list[str]:
         """The embed that finishes the set: its frozen catalog stands for the sources that it was begun with."""
         options = [word for field in manifest.fields for word in ("--field", field)]
+        for name, value in manifest.filters.items():
+            options += ["--filter", f"{name}={json.dumps(value)}"]
         options += ["--limit", str(manifest.limit)] if manifest.limit is not None else []
         return ["embed", join(self.root, manifest.catalog), self.root, "--model", manifest.encoder, *options]
 

@@ -1,11 +1,12 @@
 """Which sound samples are wanted: a filter says in a sentence why one is not, and that becomes a reject, `filtered`.
 
 Lengths of captions, their language, sizes of pictures, seconds of sounds and videos. What a limit is not set for is
-not looked at. Filters see samples after they were decoded and cleaned: what is broken has a reason of its own.
+not looked at, nor is what a sample lacks. Each part is judged when it is decoded and cleaned, the caption first.
 """
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
@@ -46,6 +47,15 @@ class Filters(Config):
             if low is not None and high is not None and low > high:
                 raise ValueError(f"min_{name} {low:g} is above max_{name} {high:g}: nothing would be left")
         return self
+
+    @property
+    def set(self) -> dict[str, Any]:
+        """The limits that are set, as JSON values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def options(self) -> list[str]:
+        """As words of a command line."""
+        return [word for k, v in self.set.items() for word in ("--filter", f"{k}={json.dumps(v)}")]
 
     def caption(self, text: str) -> str | None:
         """Why this cleaned caption is not wanted, or None.

@@ -91,15 +91,15 @@ def parse_object(text: str | None) -> dict[str, Any]:
     return parsed
 
 
-def caption_of(text: str | None, metadata: Mapping[str, Any]) -> str | None:
+def caption_of(text: str | None, metadata: Mapping[str, Any], filters: Filters | None = None) -> str | None:
     """The sample's text member, else the caption of its JSON; None where both are absent or blank.
 
     Raises:
-        Rejected: `caption`, what is there is too long or nothing but control characters.
+        Rejected: `caption`, what is there is too long or nothing but control characters; `filtered`, as in `clean`.
     """
     for candidate in (text, metadata.get("caption")):
         if isinstance(candidate, str) and candidate.strip():
-            return clean(candidate)
+            return clean(candidate, filters=filters)
     return None
 
 

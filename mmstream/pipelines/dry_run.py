@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +20,11 @@ from mmstream.embeddings.layout import Records, read_records
 from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
-from mmstream.errors import ExitCode
+from mmstream.errors import ExitCode, Reason
+from mmstream.media.filters import Filters
 from mmstream.pipelines.contain import watched
 from mmstream.pipelines.destination import check_records, check_vacant
-from mmstream.pipelines.embed import check_fields
+from mmstream.pipelines.embed import check_fields, checked_filters
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import BUDGET_AT_END_FROM_SAMPLES, MAX_REJECTS
@@ -102,6 +103,7 @@ def dry_run(
     model: str = DEFAULT_SPEC,
     *,
     fields: Sequence[str] = (),
+    filters: Filters | Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_rejects: float = MAX_REJECTS,
     append: bool = False,
@@ -117,7 +119,8 @@ def dry_run(
     check_fields(fields)
     listed, stored = build_catalog(source), open_set(dest)
     asked_catalog, start = limited(listed, limit, stored.catalog if stored else None), time.perf_counter()
-    asked = Asked(asked_catalog, load_encoder(model), tuple(fields), limit)
+    encoder = load_encoder(model)
+    asked = Asked(asked_catalog, encoder, tuple(fields), limit, checked_filters(filters, encoder))
     load_seconds = time.perf_counter() - start
     found = fitting(stored, asked)
     if found is None:
@@ -138,7 +141,7 @@ def dry_run(
         bytes=sum(task.bytes for task in tasks),
         workers=shares.encoders,
         max_rejects=max_rejects,
-        next=[_command(source, dest, model, fields, limit, max_rejects, append)],
+        next=[_command(source, dest, model, asked, max_rejects, append)],
         **(_measured(tasks, asked, shares, max_rejects, START_SECONDS + load_seconds) if tasks else _nothing()),
     )
 
@@ -147,14 +150,14 @@ def _command(
     source: str | Sequence[str],
     dest: str,
     model: str,
-    fields: Sequence[str],
-    limit: int | None,
+    asked: Asked,
     max_rejects: float,
     append: bool,
 ) -> str:
     """The same without `--dry-run`."""
-    options = [word for name in fields for word in ("--field", name)]
-    options += ["--limit", str(limit)] if limit is not None else []
+    options = [word for name in asked.fields for word in ("--field", name)]
+    options += asked.filters.options()
+    options += ["--limit", str(asked.limit)] if asked.limit is not None else []
     options += ["--max-rejects", f"{max_rejects:g}"] if max_rejects != MAX_REJECTS else []
     options += ["--append"] if append else []
     sources = [source] if isinstance(source, str) else source
@@ -183,8 +186,9 @@ def _measured(
     info, samples = from_row(to_row(chunk, task, 0.0))
     start = time.perf_counter()
     with ThreadPoolExecutor(shares.encoder_threads) as pool, watched("embed would set that one aside") as decoder:
-        settings = {"pool": pool, "watch": Stopwatch(), "decoder": decoder}
+        settings = {"pool": pool, "watch": Stopwatch(), "decoder": decoder, "filters": asked.filters}
         rows, rejects = encode_chunk(info, samples, asked.encoder, asked.fields, **settings)
+    num_bad = sum(reason != Reason.FILTERED for reason in rejects["reason"].to_pylist())
     data = to_parquet(rows)
     seconds = time.perf_counter() - start
     share = size / chunk.bytes_read if chunk.bytes_read else 0.0
@@ -200,7 +204,7 @@ def _measured(
         "output_bytes": round(len(data) * num_samples / chunk.num_samples) if chunk.num_samples else 0,
         "looked_at": os.path.basename(task.url),  # noqa: PTH119
         "samples_seen": chunk.num_samples,
-        "over_budget": _is_over(max_rejects, num_samples, chunk, rejects.num_rows, task.bytes),
+        "over_budget": _is_over(max_rejects, num_samples, chunk, num_bad, task.bytes),
         "absent_fields": [f for f in asked.fields if rows.num_rows and rows[f].null_count == rows.num_rows],
         **_rejects(rejects),
     }

@@ -23,6 +23,7 @@ from mmstream.embeddings.writer import ChunkResult, commit_chunk
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
 from mmstream.errors import RefusedError, UsageError
+from mmstream.media.filters import Filters
 from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed_report import NULLS, EmbedReport, report_of
@@ -48,6 +49,7 @@ class _Encode:
     fingerprint: str
     root: str
     fields: tuple[str, ...]
+    filters: Filters
     threads: int
     micro_batch: int
     generations: Mapping[int, int]
@@ -71,7 +73,14 @@ class _Encode:
         self._waited(watch, idle, info)
         with self.contained.chunk(info) as decoder:
             rows, rejects = encode_chunk(
-                info, samples, self.encoder, self.fields, pool=self.pool, watch=watch, decoder=decoder
+                info,
+                samples,
+                self.encoder,
+                self.fields,
+                pool=self.pool,
+                watch=watch,
+                decoder=decoder,
+                filters=self.filters,
             )
             with watch("write"):
                 result = ChunkResult(
@@ -128,6 +137,7 @@ def embed(
     model: str = DEFAULT_SPEC,
     *,
     fields: Sequence[str] = (),
+    filters: Filters | Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_rejects: float = MAX_REJECTS,
     append: bool = False,
@@ -138,7 +148,10 @@ def embed(
         source: globs, braces, folders or URLs of WebDataset tar shards.
         dest: a folder or URL.
         model: a model spec, see `encoders.build`.
-        fields: names of JSON fields to keep beside the vectors, as strings.
+        fields: names of JSON fields to keep beside the vectors, as strings; `image_sha256` and `image_phash` are made
+            of the picture (see `media.duplicates`).
+        filters: which samples are wanted, limits of `media.filters.Filters`; the others become rejects, `filtered`,
+            which `max_rejects` does not count.
         limit: take at most this many samples, from the first shards on.
         max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on.
         append: take in the shards that the source gained since; those that were there keep their numbers.
@@ -156,7 +169,8 @@ def embed(
     sources = [source] if isinstance(source, str) else list(source)
     listed, stored = build_catalog(sources), open_set(dest, sources)
     encoder = load_encoder(model)
-    asked = Asked(limited(listed, limit, stored.catalog if stored else None), encoder, tuple(fields), limit)
+    wanted = checked_filters(filters, encoder)
+    asked = Asked(limited(listed, limit, stored.catalog if stored else None), encoder, tuple(fields), limit, wanted)
     opened = fitting(stored, asked)
     if opened is None:
         check_vacant(dest)
@@ -188,6 +202,20 @@ def check_fields(fields: Sequence[str]) -> None:
         raise UsageError(f"--field {' --field '.join(fields)}: {what}. A row has {', '.join(METADATA.names)} anyway.")
 
 
+def checked_filters(filters: Filters | Mapping[str, Any] | None, encoder: Encoder) -> Filters:
+    """
+    Raises:
+        UsageError: no such limit, one for something that this encoder does not decode, or a package is missing.
+    """
+    found = filters if isinstance(filters, Filters) else Filters.checked(dict(filters or {}), where="filters")
+    needs = {"side": "image", "pixels": "image", "aspect": "image", "seconds": "audio"}
+    for limit in found.set:
+        if (modality := needs.get(limit.rsplit("_", 1)[-1], "text")) not in (*encoder.modalities, "text"):
+            raise UsageError(f"--filter {limit}: {encoder.spec} takes no {modality}, so none is decoded for it.")
+    found.caption("a caption")
+    return found
+
+
 @dataclass
 class Ran:
     """What a run did: rows written, the fields that any of them had, the encoders' seconds by stage."""
@@ -206,7 +234,8 @@ def run(opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encode
     manifest = opened.manifest
     say_what_matters(manifest, encoder)
     shares = encode_shares(len(tasks), manifest.threads)
-    settings = (encoder.spec, encoder.fingerprint, opened.dest, tuple(manifest.fields))
+    filters = Filters.model_validate(manifest.filters)
+    settings = (encoder.spec, encoder.fingerprint, opened.dest, tuple(manifest.fields), filters)
     settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
     num_bytes = 0
     with streaming_context(), our_errors(), containment() as contained:

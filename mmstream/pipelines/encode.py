@@ -19,12 +19,21 @@ from mmstream.encoders.base import Encoder
 from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
 from mmstream.media.decoding import Decoder, Direct
+from mmstream.media.duplicates import content_hash, perceptual_hash
+from mmstream.media.filters import Filters
+from mmstream.media.filters import check as check_wanted
 from mmstream.media.text import caption_of, parse_object
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
 from mmstream.timing import Stopwatch
 
 _HERE = Direct()
+_NO_FILTERS = Filters()
+# Fields that are made of the picture, whatever its JSON may hold under these names.
+COMPUTED = {
+    "image_sha256": lambda picture: content_hash(picture.data),
+    "image_phash": lambda picture: f"{perceptual_hash(picture.rgb):016x}",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ def encode_chunk(
     pool: Executor,
     watch: Stopwatch,
     decoder: Decoder = _HERE,
+    filters: Filters = _NO_FILTERS,
 ) -> tuple[pa.Table, pa.Table]:
     """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
 
@@ -58,7 +68,7 @@ def encode_chunk(
         # Here and not before: only the bytes of samples at work are held as Python objects.
         sample = {name: column[row].as_py() for name, column in columns.items()}
         try:
-            return _prepare(sample, encoder, fields, decoder)
+            return _prepare(sample, encoder, fields, decoder, filters)
         except Rejected as e:
             return _reject(sample["shard"], sample["row"], sample["key"], sample["offset"], e.reason, e.detail)
 
@@ -85,29 +95,34 @@ def encode_chunk(
     return rows, pa.Table.from_pylist(rejects, schema=REJECT)
 
 
-def _prepare(sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], decoder: Decoder) -> _Sample:
+def _prepare(
+    sample: dict[str, Any], encoder: Encoder, fields: Sequence[str], decoder: Decoder, filters: Filters
+) -> _Sample:
     if sample["reason"] is not None:
         raise Rejected(Reason(sample["reason"]), sample["detail"] or "")
     metadata = parse_object(sample["json"])
-    caption = caption_of(sample["text"], metadata) if "text" in encoder.modalities else None
+    caption = caption_of(sample["text"], metadata, filters)
     about = {
         "id": sample["id"],
         "shard": sample["shard"],
         "row": sample["row"],
         "key": sample["key"],
-        "caption": caption if caption is not None else caption_of(sample["text"], metadata),
+        "caption": caption,
         "url": _as_text(metadata.get("url")),
         **dict.fromkeys(("width", "height", "image_offset", "image_bytes")),
-        **{field: _as_text(metadata.get(field)) for field in fields},
+        **{field: None if field in COMPUTED else _as_text(metadata.get(field)) for field in fields},
     }
-    parts: dict[str, Any] = {} if caption is None else {"text": caption}
+    parts: dict[str, Any] = {"text": caption} if caption is not None and "text" in encoder.modalities else {}
     if "image" in encoder.modalities and sample["image"] is not None:
         with decoder.picture(sample["image"]) as picture:
+            check_wanted(filters.picture(picture.width, picture.height))
             about["width"], about["height"] = picture.width, picture.height
+            about.update({field: COMPUTED[field](picture) for field in fields if field in COMPUTED})
             about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
             parts["image"] = encoder.preprocess(picture)
     if "audio" in encoder.modalities and sample["audio"] is not None:
         with decoder.sound(sample["audio"]) as sound:
+            check_wanted(filters.length(sound.seconds))
             parts["audio"] = encoder.listen(sound)
     if not parts:
         wanted = " or ".join(encoder.modalities)

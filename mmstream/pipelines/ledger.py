@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mmstream.embeddings.layout import Records, fold, list_records, next_generations, read_records, totals_of
 from mmstream.embeddings.writer import commit_shard
-from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
+from mmstream.errors import Reason, RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import ShardTask
 from mmstream.schema import ChunkRecord, ShardRecord, Totals
@@ -176,7 +176,7 @@ class Ledger:
         return {s: int(b.num_bytes * rate) if b.known is None else b.known for s, b in self._behind.items()}
 
     def _check_budget(self, from_samples: int) -> None:
-        rejected, unknown = self.rejects.total(), sum(self.damaged.values())
+        rejected, unknown = self.rejects.total() - self.rejects[Reason.FILTERED], sum(self.damaged.values())
         seen = self.num_samples + unknown
         if seen < from_samples or rejected + unknown <= self.max_rejects * seen:
             return

@@ -26,6 +26,7 @@ from mmstream.embeddings.layout import (
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import load_encoder
 from mmstream.errors import RefusedError, UsageError
+from mmstream.media.filters import Filters
 from mmstream.pipelines.frozen import restored
 from mmstream.pipelines.source import CHUNK_BYTES, CHUNK_ROWS
 from mmstream.schema import Manifest, ShardRecord, Totals
@@ -34,8 +35,8 @@ from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import join, list_files, read_bytes
 from mmstream.telemetry import stderr
 
+_NO_FILTERS = Filters()
 _LIBRARIES = ("mmstream", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
-_SETTINGS = ("fingerprint", "dimension", "modalities", "normalized", "dtype", "fields", "limit")
 _SAME_CHUNKS = ("chunk_rows", "chunk_bytes")  # of another release: its records have other boundaries
 
 
@@ -47,6 +48,7 @@ class Asked:
     encoder: Encoder
     fields: tuple[str, ...] = ()
     limit: int | None = None
+    filters: Filters = _NO_FILTERS
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for all of a set."""
@@ -57,6 +59,7 @@ class Asked:
             "normalized": True,
             "dtype": self.encoder.dtype,
             "fields": list(self.fields),
+            "filters": self.filters.set,
             "limit": self.limit,
             "chunk_rows": CHUNK_ROWS,
             "chunk_bytes": CHUNK_BYTES,

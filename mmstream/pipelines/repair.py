@@ -217,7 +217,8 @@ def _url(opened: OpenSet, shard: int) -> str:
 
 
 def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
-    """Recomputes the chunks of the set at `dest` that hold rejects (of `reasons`, or any), with the present code.
+    """Recomputes the chunks of the set at `dest` that hold rejects (of `reasons`, or any that its filters did not
+    want), with the present code.
 
     A shard that holds such rejects and was mended at the source is taken in anew as a whole, under a new generation of
     the catalog; its samples' ids are `shard << 32 | row` as ever.
@@ -228,7 +229,7 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
         DifferencesError: the set has lost something; `repair` makes that anew.
         UnreachableError: a store does not answer.
     """
-    wanted = set(reasons or Reason)
+    wanted = set(reasons or set(Reason) - {Reason.FILTERED})
     if unknown := wanted - set(Reason):
         raise UsageError(f"--reason {' '.join(sorted(unknown))}: no such reason. Give one of {', '.join(Reason)}.")
     opened, names = _open(dest)

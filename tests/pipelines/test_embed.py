@@ -17,6 +17,7 @@ from PIL import Image
 from tars import make_tar
 
 import mmstream as mm
+from mmstream import cli
 from mmstream.embeddings.layout import read_records
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
@@ -196,6 +197,32 @@ def test_a_limit_takes_the_first_samples(folder: Path, tmp_path: Path) -> None:
     keys = [k for t in EmbeddingSet.open(report.dest).tables(["key"]) for k in t["key"].to_pylist()]
     assert keys == [f"{i:06}" for i in range(700)]
     assert mm.audit(report.dest).ok
+
+
+def test_filtered_samples_are_no_failures_and_a_set_goes_on_with_its_own_filters_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["in English", "zwei", "three"]
+    files = [(f"{i:04}.txt", f"{names[i % 3]} number {i}".encode()) for i in range(120)]
+    (tmp_path / "a.tar").write_bytes(make_tar([*files, ("bad.txt", b"\xff")]))
+    dest = str(tmp_path / "emb")
+    command = ["embed", str(tmp_path / "a.tar"), dest, "--model", "fake:8", "--filter", "min_words=4", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert not ended.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["rejects"]) == (40, {"caption": 1, "filtered": 80})
+    with pytest.raises(RefusedError, match=r"filters differs: the set was begun with \{'min_words': 4\}"):
+        mm.embed(str(tmp_path / "a.tar"), dest, model="fake:8")
+    assert mm.embed(str(tmp_path / "a.tar"), dest, model="fake:8", filters={"min_words": 4}).already_finished
+    for lost in (tmp_path / "emb/data").iterdir():
+        lost.unlink()
+    assert mm.repair(dest).rows == 40
+    assert mm.audit(dest, source=True).ok
+    with pytest.raises(UsageError, match=r"unknown key 'min_word'; the nearest valid key is 'min_words'"):
+        mm.embed(str(tmp_path / "a.tar"), dest, model="fake:8", filters={"min_word": 4})
+    with pytest.raises(UsageError, match=r"min_seconds: fake:8 takes no audio"):
+        mm.embed(str(tmp_path / "a.tar"), dest, model="fake:8", filters={"min_seconds": 4})
 
 
 def test_bad_samples_are_rejects_with_a_reason_and_their_neighbours_embed(tmp_path: Path) -> None:

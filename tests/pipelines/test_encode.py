@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tars import make_tar
 
 from mmstream.encoders.base import Tokens
 from mmstream.encoders.fake import FakeEncoder
+from mmstream.media.duplicates import NEAR, hamming
+from mmstream.media.filters import Filters
 from mmstream.pipelines.encode import encode_chunk
 from mmstream.pipelines.source import ShardTask, from_row, read_rows
 from mmstream.timing import Stopwatch
@@ -35,3 +40,27 @@ def test_a_vector_that_is_not_finite_is_a_reject_at_the_place_of_its_sample(tmp_
     assert [(r["row"], r["key"], r["offset"], r["reason"]) for r in rejects.to_pylist()] == [
         (1, "b", 1024, "bad_embedding")
     ]
+
+
+def test_filters_make_rejects_and_hashes_are_columns(tmp_path: Path) -> None:
+    def saved(width: int, quality: int = 90) -> bytes:
+        blobs, out = np.random.default_rng(0).integers(0, 255, (12, 12), np.uint8), io.BytesIO()
+        Image.fromarray(blobs).resize((width, 64)).save(out, "JPEG", quality=quality)
+        return out.getvalue()
+
+    texts = {"a": "good words", "b": "short", "c": "good words", "d": "good words", "e": "good words"}
+    pictures = {"a": saved(64), "b": saved(64), "c": saved(400), "d": saved(64, 40), "e": saved(64)}
+    tar = make_tar([f for key in "abcde" for f in ((f"{key}.txt", texts[key].encode()), (f"{key}.jpg", pictures[key]))])
+    (tmp_path / "a.tar").write_bytes(tar)
+    info, samples = from_row(next(iter(read_rows(ShardTask(0, str(tmp_path / "a.tar"), len(tar), "")))))
+    fields, filters = ["image_sha256", "image_phash"], Filters(min_words=2, max_aspect=3)
+    with ThreadPoolExecutor(2) as pool:
+        rows, rejects = encode_chunk(
+            info, samples, FakeEncoder("fake:4"), fields, pool=pool, watch=Stopwatch(), filters=filters
+        )
+    assert [(r["key"], r["reason"]) for r in rejects.to_pylist()] == [("b", "filtered"), ("c", "filtered")]
+    assert "wanted are at least 2" in rejects["detail"][0].as_py() and "at most 3" in rejects["detail"][1].as_py()
+    assert rows["key"].to_pylist() == ["a", "d", "e"]
+    a, d, e = (tuple(row[f] for f in fields) for row in rows.to_pylist())
+    assert a == e and a[0] == hashlib.sha256(pictures["a"]).hexdigest() != d[0]
+    assert hamming(int(a[1], 16), int(d[1], 16)) <= NEAR
