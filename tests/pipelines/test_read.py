@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tars import make_tar
 
 from mmstream.errors import RefusedError, UnreachableError, UsageError
+from mmstream.pipelines import source
 from mmstream.pipelines.read import read_webdataset, shard_order, shard_tasks
 from mmstream.pipelines.source import ShardSource, ShardTask, read_samples
 from mmstream.schema import SAMPLE
@@ -99,6 +100,15 @@ def test_a_shard_that_changes_before_a_dead_readers_task_is_repeated_loses_no_ro
         ray.data.read_datasource(ShardSource(tasks, read)).take_all()
 
 
+def test_only_a_repeated_task_takes_a_change_for_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = shard_tasks(build_catalog(f"{folder}/0.tar"))[0]
+    (folder / "0.tar").write_bytes(b"another")
+    assert [t["reason"].to_pylist() for t in read_samples(task, columns=SAMPLE.names)] == [[], ["source_changed"]]
+    monkeypatch.setattr(source, "_is_repeated", lambda: True)
+    with pytest.raises(RefusedError, match="worker that had begun"):
+        list(read_samples(task, columns=SAMPLE.names))
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_shards_come_in_the_order_of_seed_and_epoch(folder: Path) -> None:
     context = ray.data.DataContext.get_current()
@@ -119,9 +129,9 @@ def test_the_order_of_shards_is_a_function_of_its_arguments_alone() -> None:
 
 
 def test_ray_is_told_sizes_from_the_catalog(folder: Path) -> None:
-    source = ShardSource(shard_tasks(build_catalog(str(folder))))
-    assert source.estimate_inmemory_data_size() == sum(path.stat().st_size for path in folder.glob("*.tar"))
-    first, *_ = source.get_read_tasks(1)
+    every = ShardSource(shard_tasks(build_catalog(str(folder))))
+    assert every.estimate_inmemory_data_size() == sum(path.stat().st_size for path in folder.glob("*.tar"))
+    first, *_ = every.get_read_tasks(1)
     assert (first.metadata.size_bytes, first.metadata.input_files) == (len(shard(0)), (f"{folder}/0.tar",))
 
 
