@@ -4,13 +4,14 @@ An encoder is used in steps, so that decoding, preprocessing and the model can r
 apart:
 
     picture: media.image.decode → `preprocess` → `embed_pixels`
+    video:   media.video.decode → `preprocess` of each frame → `embed_pixels` → `video_vectors`
     text:    media.text.clean   → `tokenize`   → `embed_tokens`
     sound:   media.audio.decode → `listen`     → `embed_sounds`
 
-`encode_image`, `encode_text` and `encode_audio` do all of it. The model always sees batches of exactly `micro_batch`
-rows, the last one padded: the shape of a batch changes a result in its last bit, and the same input must give the same
-bytes. A family implements the steps of the modalities it has; a trainer takes `module` as a tower, with `preprocess`
-and `tokenize` as what it was made for.
+`encode_image`, `encode_video`, `encode_text` and `encode_audio` do all of it. The model always sees batches of exactly
+`micro_batch` rows, the last one padded: the shape of a batch changes a result in its last bit, and the same input must
+give the same bytes. A family implements the steps of the modalities it has; a trainer takes `module` as a tower, with
+`preprocess` and `tokenize` as what it was made for.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Encoder:
         spec: what `load_encoder` makes this encoder from, absolute.
         fingerprint: hash of weights, preprocessing, tokenizer, dimension and format.
         dimension: d of the vectors.
-        modalities: which of "image", "text" and "audio" it gives.
+        modalities: which of "image", "text", "audio" and "video" it gives.
+        num_frames: of a video, whose mean vector is its own (see `encoders.frames`); 0 where it gives none.
         micro_batch: rows of every batch that the model sees.
         device: "cpu", or the name of the GPU.
         dtype: what the model computes in.
@@ -49,6 +51,7 @@ class Encoder:
     fingerprint: str
     dimension: int
     modalities: tuple[str, ...]
+    num_frames: int = 0
     micro_batch: int = 32
     device: str = "cpu"
     dtype: str = "float32"
@@ -129,6 +132,22 @@ class Encoder:
             return np.zeros((0, self.dimension), np.float32)
         return self.embed_pixels(np.stack([self.preprocess(decode(data)) for data in images]))
 
+    def encode_video(self, videos: Sequence[bytes]) -> np.ndarray:
+        """Encoded videos (MP4, WebM, GIF) → float32 [n, d].
+
+        Raises:
+            Rejected: a video cannot be decoded.
+            UsageError: the encoder gives no video vectors, or the extra `video` is not installed.
+        """
+        from mmstream.media import video
+
+        self.needs("video")
+        vectors = [np.zeros((0, self.num_frames, self.dimension), np.float32)]
+        for data in videos:
+            frames = [self.preprocess(p) for p in video.pictures(video.decode(data, self.num_frames).frames)]
+            vectors.append(self.embed_pixels(np.stack(frames))[None])
+        return video_vectors(np.concatenate(vectors))
+
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts → float32 [n, d].
 
@@ -182,6 +201,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return np.divide(vectors, length, out=vectors.copy(), where=length > 0)
+
+
+def video_vectors(frames: np.ndarray) -> np.ndarray:
+    """Unit vectors of frames, float32 [n, t, d] → unit vectors of videos, float32 [n, d]: their means, scaled."""
+    return unit(frames.mean(axis=1, dtype=np.float32))
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

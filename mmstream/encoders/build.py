@@ -7,7 +7,7 @@ from mmstream.errors import UsageError
 
 FAMILIES = (
     "hf:<id, folder or URL>, open_clip:<architecture>/<tag, folder or file>, timm:<name>[/folder or file], "
-    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>"
+    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>, frames:<number>:<any of them, for videos>"
 )
 DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
 
@@ -52,5 +52,9 @@ def _of_family(spec: str) -> Encoder:
             from mmstream.encoders.trained import TrainedEncoder
 
             return TrainedEncoder(spec)
+        case "frames":
+            from mmstream.encoders.frames import with_frames
+
+            return with_frames(spec, _of_family)
         case _:
             raise UsageError(f"{spec}: {family}: is no family of models. Give one of: {FAMILIES}.")

@@ -1,4 +1,4 @@
-"""How encoded bytes come to be a picture or a sound: here and now, under a watchdog, or in a sandbox.
+"""How encoded bytes come to be a picture, a sound or frames: here and now, under a watchdog, or in a sandbox.
 
 Whoever uses samples is handed a `Decoder` and does not know which. What it gives is valid for the length of a `with`
 block, so that one who counts what is held at once can do so.
@@ -9,7 +9,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from mmstream.media import audio, image
+import numpy as np
+
+from mmstream.media import audio, image, video
 from mmstream.media.audio import Sound
 from mmstream.media.image import Picture
 
@@ -24,6 +26,10 @@ class Decoder(Protocol):
 
     def sound(self, data: bytes) -> AbstractContextManager[Sound]: ...
 
+    def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
+        """uint8 [num_frames, H, W, 3] of a video, and the seconds that it lasts."""
+        ...
+
 
 class Direct:
     """Decodes in the caller's thread, without a guard."""
@@ -33,3 +39,7 @@ class Direct:
 
     def sound(self, data: bytes) -> AbstractContextManager[Sound]:
         return nullcontext(audio.decode(data))
+
+    def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
+        clip = video.decode(data, num_frames)
+        return nullcontext((clip.frames, clip.duration))

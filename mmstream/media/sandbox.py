@@ -1,4 +1,4 @@
-"""Pictures and sounds are decoded one by one in a process of their own, which may crash, hang or eat memory.
+"""Pictures, sounds and videos are decoded one by one in a process of their own, which may crash, hang or eat memory.
 
 Encoded bytes go in over a pipe; what comes back is JSON and plain numbers (never pickle), and is checked. A process
 that dies names its culprit: the sample it had. The caller only ever sees `Rejected`, and the next one gets a fresh
@@ -9,6 +9,7 @@ what it starts with, and is killed when a sample takes longer than `SAMPLE_SECON
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -23,7 +24,7 @@ from typing import IO
 import numpy as np
 
 from mmstream.errors import MmstreamError, Reason, Rejected
-from mmstream.media import audio
+from mmstream.media import audio, video
 from mmstream.media.audio import MAX_BYTES, Sound
 from mmstream.media.image import MAX_PIXELS, Picture, decode
 
@@ -32,9 +33,9 @@ START_SECONDS = 120.0
 MEMORY_BYTES = 1 << 30
 _OPEN_FILES = 16
 _GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
-_LENGTH_BYTES = 8
-_PICTURE, _SOUND = b"P", b"S"
-_NAMES = {_PICTURE: "picture", _SOUND: "sound"}
+_NUMBER_BYTES = 8
+_PICTURE, _SOUND, _VIDEO = b"P", b"S", b"V"
+_NAMES = {_PICTURE: "picture", _SOUND: "sound", _VIDEO: "video"}
 _READY = b"ready\n"
 _LINE_BYTES = 1 << 16
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -85,19 +86,28 @@ class Sandbox:
         samples, rate = self._decode(_SOUND, data)
         return nullcontext(Sound(samples, rate, data))
 
-    def _decode(self, kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
+    def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
+        """The same frames as `video.decode` gives, and the video's seconds, to the millisecond.
+
+        Raises:
+            Rejected: as there; `decode_timeout` or `decoder_crash` where the child had to be killed, or died.
+        """
+        frames, milliseconds = self._decode(_VIDEO, data, num_frames)
+        return nullcontext((frames, milliseconds / 1000))
+
+    def _decode(self, kind: bytes, data: bytes, count: int = 0) -> tuple[np.ndarray, int]:
         with self._turn:
             try:
-                return self._attempt(kind, data)
+                return self._attempt(kind, data, count)
             except _Died as first:
                 if first.code != -signal.SIGKILL or not first.in_time:
                     raise _rejected(first, kind, data) from first
             try:  # someone else killed it: the system, for want of memory, or a person. It may not be this sample.
-                return self._attempt(kind, data)
+                return self._attempt(kind, data, count)
             except _Died as second:
                 raise _rejected(second, kind, data) from second
 
-    def _attempt(self, kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
+    def _attempt(self, kind: bytes, data: bytes, count: int) -> tuple[np.ndarray, int]:
         child = self._child = self._child or _start()
         expired = threading.Event()
 
@@ -108,7 +118,7 @@ class Sandbox:
         timer = threading.Timer(SAMPLE_SECONDS, expire)
         timer.start()
         try:
-            return _ask(child, kind, data)
+            return _ask(child, kind, data, count)
         except (EOFError, BrokenPipeError):
             code = self._reap(child)  # before the timer ends: it may have let go of the pipes and still live
             raise _Died(code, in_time=not expired.is_set()) from None
@@ -165,41 +175,45 @@ def _start() -> subprocess.Popen[bytes]:
     return child
 
 
-def _ask(child: subprocess.Popen[bytes], kind: bytes, data: bytes) -> tuple[np.ndarray, int]:
-    """The child's answer, an array and a rate. Raises EOFError or BrokenPipeError where it is gone."""
+def _ask(child: subprocess.Popen[bytes], kind: bytes, data: bytes, count: int) -> tuple[np.ndarray, int]:
+    """The child's answer: an array, and the rate of a sound in Hz or the length of a video in milliseconds.
+
+    Raises EOFError or BrokenPipeError where it is gone.
+    """
     assert child.stdin and isinstance(child.stdout, BufferedReader)
-    _send(child.stdin, kind, data)
+    _send(child.stdin, kind, data, count)
     line = child.stdout.readline(_LINE_BYTES)
     if not line:
         raise EOFError
     try:
-        shape, rate = _told(kind, line)
+        shape, number = _told(kind, line, count)
     except (ValueError, KeyError, TypeError) as e:
         child.kill()  # a line cut short, or what no child of ours says
         raise EOFError from e
-    array = np.empty(shape, np.uint8 if kind == _PICTURE else np.float32)
+    array = np.empty(shape, np.float32 if kind == _SOUND else np.uint8)
     if child.stdout.readinto(array.data.cast("B")) != array.nbytes:
         raise EOFError
-    return array, rate
+    return array, number
 
 
-def _send(pipe: IO[bytes], kind: bytes, data: bytes) -> None:
-    pipe.write(kind + len(data).to_bytes(_LENGTH_BYTES, "little"))
+def _send(pipe: IO[bytes], kind: bytes, data: bytes, count: int) -> None:
+    pipe.write(kind + b"".join(n.to_bytes(_NUMBER_BYTES, "little") for n in (count, len(data))))
     pipe.write(data)
     pipe.flush()
 
 
-def _told(kind: bytes, line: bytes) -> tuple[tuple[int, ...], int]:
-    """(shape, rate) from an answer's first line, checked: a decoder that was taken over may write anything."""
+def _told(kind: bytes, line: bytes, count: int) -> tuple[tuple[int, ...], int]:
+    """(shape, number) from an answer's first line, checked: a decoder that was taken over may write anything."""
     answer = json.loads(line)
     if "reason" in answer:
         raise Rejected(Reason(answer["reason"]), str(answer["detail"]))
-    shape, rate = tuple(int(n) for n in answer["shape"]), int(answer["rate"])
+    shape, number = tuple(int(n) for n in answer["shape"]), int(answer["number"])
     is_picture = len(shape) == 3 and shape[2] == 3 and shape[0] * shape[1] <= MAX_PIXELS
-    is_sound = len(shape) == 2 and 4 * shape[0] * shape[1] <= MAX_BYTES + 4 * shape[1] and rate > 0
-    if min(shape) <= 0 or not (is_picture if kind == _PICTURE else is_sound):
+    is_sound = len(shape) == 2 and 4 * shape[0] * shape[1] <= MAX_BYTES + 4 * shape[1] and number > 0
+    is_video = len(shape) == 4 and shape[::3] == (count, 3) and math.prod(shape) <= video.MAX_BYTES and number >= 0
+    if min(shape) <= 0 or not {_PICTURE: is_picture, _SOUND: is_sound, _VIDEO: is_video}[kind]:
         raise ValueError(answer)
-    return shape, rate
+    return shape, number
 
 
 def _serve() -> None:
@@ -210,10 +224,11 @@ def _serve() -> None:
     answers.write(_READY)
     answers.flush()
     while kind := requests.read(1):
-        data = requests.read(int.from_bytes(requests.read(_LENGTH_BYTES), "little"))
+        count, length = (int.from_bytes(requests.read(_NUMBER_BYTES), "little") for _ in range(2))
+        data = requests.read(length)
         # The system's own alarm needs no thread and no interpreter lock, and ends the process.
         signal.setitimer(signal.ITIMER_REAL, SAMPLE_SECONDS + _GRACE_SECONDS)
-        _answer(kind, data, answers)
+        _answer(kind, data, count, answers)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -228,17 +243,20 @@ def _confine() -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _answer(kind: bytes, data: bytes, answers: IO[bytes]) -> None:
+def _answer(kind: bytes, data: bytes, count: int, answers: IO[bytes]) -> None:
     try:
         if kind == _PICTURE:
-            array, rate = decode(data).rgb, 0
+            array, number = decode(data).rgb, 0
+        elif kind == _VIDEO:
+            clip = video.decode(data, count)
+            array, number = clip.frames, round(1000 * clip.duration)
         else:
             sound = audio.decode(data)
-            array, rate = sound.samples, sound.rate
+            array, number = sound.samples, sound.rate
     except Rejected as e:
         answers.write(json.dumps({"reason": e.reason, "detail": e.detail}).encode() + b"\n")
     else:
-        answers.write(json.dumps({"shape": array.shape, "rate": rate}).encode() + b"\n")
+        answers.write(json.dumps({"shape": array.shape, "number": number}).encode() + b"\n")
         answers.write(np.ascontiguousarray(array).data.cast("B"))
     answers.flush()
 

@@ -28,6 +28,7 @@ from mmstream.media import audio, image
 from mmstream.media.audio import Sound
 from mmstream.media.extras import codec
 from mmstream.media.filters import Filters, check
+from mmstream.media.image import Picture
 from mmstream.media.video_lengths import cut_short
 
 MAX_SECONDS = 4 * 3600.0
@@ -298,6 +299,12 @@ def clean(clip: Clip, filters: Filters | None = None) -> Clip:
         return clip
     mono = Sound(audio.clean(clip.sound)[:, None], clip.sound.rate, clip.sound.data)
     return Clip(clip.frames, clip.times, clip.duration, mono, clip.data)
+
+
+def pictures(frames: np.ndarray) -> list[Picture]:
+    """Frames, uint8 [t, H, W, 3], as pictures, for what takes those."""
+    height, width = frames.shape[1:3]
+    return [Picture(frame, width, height, frame.tobytes()) for frame in frames]
 
 
 def transform(

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
 
+import numpy as np
 from ray import get_runtime_context
 from ray.experimental import internal_kv
 
 from mmstream.errors import MmstreamError, Reason, Rejected
-from mmstream.media import audio, sandbox
+from mmstream.media import audio, sandbox, video
 from mmstream.media.audio import Sound
 from mmstream.media.decoding import Decoder
 from mmstream.media.image import Picture, decode
@@ -118,6 +119,13 @@ class _Watched:
     def sound(self, data: bytes) -> Generator[Sound]:
         with self._watchdog.work(f"a sound of {len(data):,} bytes"):
             yield audio.decode(data)
+
+    @contextmanager
+    def frames(self, data: bytes, num_frames: int) -> Generator[tuple[np.ndarray, float]]:
+        # One at a time: a few of them in full size would fill the memory that all are watched for.
+        with self._one_large, self._watchdog.work(f"a video of {len(data):,} bytes"):
+            clip = video.decode(data, num_frames)
+            yield clip.frames, clip.duration
 
 
 def _unless_large(data: bytes) -> Picture | None:

@@ -209,8 +209,9 @@ def checked_filters(filters: Filters | Mapping[str, Any] | None, encoder: Encode
     """
     found = filters if isinstance(filters, Filters) else Filters.checked(dict(filters or {}), where="filters")
     needs = {"side": "image", "pixels": "image", "aspect": "image", "seconds": "audio"}
+    has = {*encoder.modalities, "text", *(("audio",) if encoder.num_frames else ())}  # videos have a length, too
     for limit in found.set:
-        if (modality := needs.get(limit.rsplit("_", 1)[-1], "text")) not in (*encoder.modalities, "text"):
+        if (modality := needs.get(limit.rsplit("_", 1)[-1], "text")) not in has:
             raise UsageError(f"--filter {limit}: {encoder.spec} takes no {modality}, so none is decoded for it.")
     found.caption("a caption")
     return found

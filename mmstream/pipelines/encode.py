@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmstream.encoders.base import Encoder
+from mmstream.encoders.base import Encoder, video_vectors
 from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
 from mmstream.media.decoding import Decoder, Direct
@@ -23,6 +23,7 @@ from mmstream.media.duplicates import content_hash, perceptual_hash
 from mmstream.media.filters import Filters
 from mmstream.media.filters import check as check_wanted
 from mmstream.media.text import caption_of, parse_object
+from mmstream.media.video import pictures
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.schema import REJECT, embedding_schema
 from mmstream.timing import Stopwatch
@@ -38,7 +39,8 @@ COMPUTED = {
 
 @dataclass(frozen=True)
 class _Sample:
-    """One sample that is ready for the encoder: `parts` are pixels, a caption and features of a sound, by modality."""
+    """One sample that is ready for the encoder: `parts` are pixels, a caption, features of a sound and
+    the pixels of a video's frames, by modality."""
 
     about: dict[str, Any]
     offset: int  # of its first header in the shard
@@ -75,8 +77,9 @@ def encode_chunk(
     ready: list[_Sample] = []
     rejects: list[dict[str, Any]] = []
 
-    def pictures() -> Iterator[np.ndarray]:
-        for result in prepared(range(samples.num_rows), prepare, pool, AHEAD * encoder.micro_batch):
+    def pixels() -> Iterator[np.ndarray]:
+        ahead = max(2, AHEAD * encoder.micro_batch // max(1, encoder.num_frames))
+        for result in prepared(range(samples.num_rows), prepare, pool, ahead):
             if not isinstance(result, _Sample):
                 rejects.append(result)
                 continue
@@ -84,8 +87,11 @@ def encode_chunk(
             if "image" in result.parts:
                 yield result.parts["image"]
                 result.parts["image"] = None  # the model has them
+            if "video" in result.parts:
+                yield from result.parts["video"]
+                result.parts["video"] = None
 
-    of_pictures = list(picture_vectors(pictures(), encoder, watch))
+    of_pictures = list(picture_vectors(pixels(), encoder, watch))
     vectors = _vectors(ready, of_pictures, encoder, watch)
     rows, bad = _rows(ready, vectors, encoder, fields)
     if info.damage:
@@ -124,6 +130,13 @@ def _prepare(
         with decoder.sound(sample["audio"]) as sound:
             check_wanted(filters.length(sound.seconds))
             parts["audio"] = encoder.listen(sound)
+    if encoder.num_frames and sample["video"] is not None:
+        with decoder.frames(sample["video"], encoder.num_frames) as (frames, seconds):
+            height, width = frames.shape[1:3]
+            check_wanted(filters.length(seconds) or filters.picture(width, height))
+            parts["video"] = [encoder.preprocess(picture) for picture in pictures(frames)]
+            if "image" not in parts:
+                about["width"], about["height"] = width, height
     if not parts:
         wanted = " or ".join(encoder.modalities)
         raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
@@ -161,18 +174,27 @@ def _reject(shard: int, row: int, key: str | None, offset: int, reason: str, det
 def _vectors(
     ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encoder, watch: Stopwatch
 ) -> dict[str, np.ndarray]:
-    """float32 [n, d] per modality; NaN where a sample lacks it. Those of the pictures are there already."""
-    vectors = {}
+    """float32 [n, d] per modality; NaN where a sample lacks it. Those of pictures and frames are there already."""
+    vectors, seen = {}, _seen(ready, of_pictures, encoder)
     for modality in encoder.modalities:
         table = np.full((len(ready), encoder.dimension), np.nan, np.float32)
         parts = {i: s.parts[modality] for i, s in enumerate(ready) if modality in s.parts}
         if parts:
             has = list(parts.values())
-            table[list(parts)] = (
-                np.concatenate(of_pictures) if modality == "image" else _embedded(modality, has, encoder, watch)
-            )
+            table[list(parts)] = seen[modality] if modality in seen else _embedded(modality, has, encoder, watch)
         vectors[modality] = table
     return vectors
+
+
+def _seen(ready: list[_Sample], of_pictures: list[np.ndarray], encoder: Encoder) -> dict[str, np.ndarray]:
+    """The vectors of pictures and frames, in the order in which the model had them, → those of images and videos."""
+    if not of_pictures:
+        return {}
+    frames_of = {"image": 1, "video": encoder.num_frames}
+    owners = [m for s in ready for m in frames_of if m in s.parts for _ in range(frames_of[m])]
+    vectors, is_frame = np.concatenate(of_pictures), np.array(owners) == "video"
+    frames = vectors[is_frame].reshape(-1, max(1, encoder.num_frames), encoder.dimension)
+    return {"image": vectors[~is_frame], "video": video_vectors(frames)}
 
 
 def _embedded(modality: str, parts: list[Any], encoder: Encoder, watch: Stopwatch) -> np.ndarray:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import videos
 from PIL import Image
 
 from mmstream.errors import Reason, Rejected
-from mmstream.media import audio, sandbox
+from mmstream.media import audio, sandbox, video
 from mmstream.media.image import Picture, decode
 from mmstream.media.sandbox import Sandbox
 
@@ -62,6 +63,19 @@ def test_sounds_and_rejects_are_those_of_decode_and_take_turns_with_pictures() -
         with pytest.raises(Rejected, match="no sound") as caught:
             child.sound(b"no sound at all, and that is all")
         assert caught.value.reason == Reason.AUDIO
+
+
+def test_frames_and_rejects_are_those_of_decode_too() -> None:
+    data = videos.video("mp4", 24)
+    with Sandbox() as child:
+        with child.frames(data, 3) as (frames, seconds):
+            assert np.array_equal(frames, video.decode(data, 3).frames)
+            assert seconds == 1.0
+        with child.frames(data, 8) as (frames, _):
+            assert len(frames) == 8
+        with pytest.raises(Rejected, match="no video") as caught:
+            child.frames(b"no video at all, and that is all", 3)
+        assert caught.value.reason == Reason.VIDEO
 
 
 def test_pictures_and_rejects_are_those_of_decode(shared: Path) -> None:
@@ -131,7 +145,29 @@ def test_a_child_has_no_credentials_and_few_files_and_ends_with_its_sandbox(monk
     assert not process.exists()
 
 
-def test_an_answer_that_no_child_of_ours_gives_is_not_believed() -> None:
-    for line in (b'{"height": -1, "width": -1}', b'{"height": 99999, "width": 99999}', b"[]", b"{", b'{"reason": "x"}'):
-        with pytest.raises((ValueError, KeyError, TypeError)):
-            sandbox._told(line + b"\n")
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (b"P", b'{"shape": [-1, -1, 3], "number": 0}'),
+        (b"P", b'{"shape": [99999, 99999, 3], "number": 0}'),
+        (b"P", b'{"shape": [2, 2, 4], "number": 0}'),
+        (b"S", b'{"shape": [8, 1], "number": 0}'),
+        (b"S", b'{"shape": [99999999999, 1], "number": 8000}'),
+        (b"V", b'{"shape": [3, 2, 2, 3], "number": 0}'),
+        (b"V", b'{"shape": [4, 99999, 99999, 3], "number": 0}'),
+        (b"V", b'{"shape": [4, 4294967296, 4294967296, 3], "number": 0}'),
+        (b"P", b'{"height": 1, "width": 1}'),
+        (b"P", b"[]"),
+        (b"P", b"{"),
+        (b"P", b'{"reason": "x"}'),
+    ],
+)
+def test_an_answer_that_no_child_of_ours_gives_is_not_believed(kind: bytes, line: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        sandbox._told(kind, line + b"\n", 4)
+
+
+def test_the_answers_of_our_children_are_believed() -> None:
+    assert sandbox._told(b"P", b'{"shape": [2, 5, 3], "number": 0}\n', 0) == ((2, 5, 3), 0)
+    assert sandbox._told(b"S", b'{"shape": [8, 2], "number": 8000}\n', 0) == ((8, 2), 8000)
+    assert sandbox._told(b"V", b'{"shape": [4, 2, 5, 3], "number": 0}\n', 4) == ((4, 2, 5, 3), 0)

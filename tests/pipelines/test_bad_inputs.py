@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from peak import Peak
 from PIL import Image
 from tars import make_tar
 
@@ -28,24 +28,6 @@ def neighbour(seed: int) -> bytes:
     return out.getvalue()
 
 
-class Peak(threading.Thread):
-    """The most memory of its own that any of Ray's actors held, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes, self.over = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.2):
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if b"MapWorker" in (process / "cmdline").read_bytes():
-                        _, resident, shared, *_ = (process / "statm").read_text().split()
-                        self.bytes = max(self.bytes, (int(resident) - int(shared)) * 4096)
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-
-
 def test_every_bad_picture_ends_as_its_table_says_and_its_neighbours_embed(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "bad_inputs"
     lines = (folder / "EXPECTED.tsv").read_text().splitlines()[1:]
@@ -53,10 +35,9 @@ def test_every_bad_picture_ends_as_its_table_says_and_its_neighbours_embed(share
     files = [(f"{i:03}a.png", neighbour(i)) for i in range(len(expected) + 1)]
     files += [(f"{i:03}b.jpg", (folder / name).read_bytes()) for i, name in enumerate(expected)]
     (tmp_path / "a.tar").write_bytes(make_tar(sorted(files)))
-    peak, start = Peak(), time.monotonic()
-    peak.start()
-    report = mm.embed(str(tmp_path / "a.tar"), str(tmp_path / "emb"), model="fake:8", max_rejects=1.0)
-    peak.over.set()
+    start = time.monotonic()
+    with Peak() as peak:
+        report = mm.embed(str(tmp_path / "a.tar"), str(tmp_path / "emb"), model="fake:8", max_rejects=1.0)
     emb = EmbeddingSet.open(report.dest)
     embedded = {k for t in emb.tables(["key"]) for k in t["key"].to_pylist()}
     rejected = {r["key"]: r["reason"] for t in emb.rejects() for r in t.to_pylist()}

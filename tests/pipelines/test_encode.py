@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tars import make_tar
+from videos import video
 
 from mmstream.encoders.base import Tokens
+from mmstream.encoders.build import load_encoder
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.media.duplicates import NEAR, hamming
 from mmstream.media.filters import Filters
@@ -64,3 +66,16 @@ def test_filters_make_rejects_and_hashes_are_columns(tmp_path: Path) -> None:
     a, d, e = (tuple(row[f] for f in fields) for row in rows.to_pylist())
     assert a == e and a[0] == hashlib.sha256(pictures["a"]).hexdigest() != d[0]
     assert hamming(int(a[1], 16), int(d[1], 16)) <= NEAR
+
+
+def test_a_video_is_filtered_by_its_length_and_by_the_size_of_its_frames(tmp_path: Path) -> None:
+    tar = make_tar([(f"{n}.mp4", video("mp4", n)) for n in (24, 48)])
+    (tmp_path / "a.tar").write_bytes(tar)
+    info, samples = from_row(next(iter(read_rows(ShardTask(0, str(tmp_path / "a.tar"), len(tar), "")))))
+    encoder, kept = load_encoder("frames:2:fake:4"), []
+    with ThreadPoolExecutor(1) as pool:
+        for filters in (Filters(), Filters(min_seconds=1.5), Filters(min_side=65)):
+            rows, rejects = encode_chunk(info, samples, encoder, (), pool=pool, watch=Stopwatch(), filters=filters)
+            kept.append(rows["key"].to_pylist())
+            assert set(rejects["reason"].to_pylist()) <= {"filtered"}
+    assert kept == [["24", "48"], ["48"], []]
