@@ -9,6 +9,7 @@ FAMILIES = (
     "hf:<id, folder or URL>, open_clip:<architecture>/<tag, folder or file>, timm:<name>[/folder or file], "
     "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>, frames:<number>:<any of them, for videos>"
 )
+NAMES = ("hf", "open_clip", "timm", "words", "run", "fake", "frames")
 DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
 
 

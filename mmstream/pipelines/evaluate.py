@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmstream.embeddings.reader import EmbeddingSet
-from mmstream.encoders.build import load_encoder
+from mmstream.encoders.build import NAMES, load_encoder
 from mmstream.errors import UsageError
 from mmstream.metrics import retrieval
 from mmstream.pipelines.contain import Containment, containment
@@ -72,7 +72,7 @@ def evaluate(what: str, source: str | Sequence[str] = (), *, limit: int | None =
     start = time.monotonic()
     if source:
         tables, model, rejects = _encoded(what, source, limit)
-    elif "://" not in what and what.split(":")[0] in ("hf", "run", "fake"):
+    elif "://" not in what and what.partition(":")[0] in NAMES:
         raise UsageError(f"{what} is a model: give the shards to measure it on, as in mmstream eval {what} SRC….")
     else:
         emb = EmbeddingSet.open(what)

@@ -34,8 +34,9 @@ def test_vectors_from_shards_and_from_a_set_give_the_same_recall(shared: Path, t
 
 
 def test_there_must_be_pairs(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a model: give the shards"):
-        mm.evaluate("fake:8")
+    for model in ("fake:8", "open_clip:ViT-B-32/openai", "frames:8:hf:clip"):
+        with pytest.raises(UsageError, match="is a model: give the shards"):
+            mm.evaluate(model)
 
 
 def test_inspect_counts_members_and_names_sizes(shared: Path) -> None:
