@@ -21,12 +21,11 @@ import torch
 
 from mmstream.encoders.base import unit
 from mmstream.encoders.pictures import PictureModel
-from mmstream.encoders.pipelined import AHEAD, prepared
+from mmstream.encoders.pipelined import AHEAD, Watch, prepared
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.resample import ALGORITHMS, normalized, on_canvas
 from mmstream.errors import UsageError
 from mmstream.media import image
-from mmstream.timing import Stopwatch
 
 BatchDecoder = Callable[[list[bytes]], list[torch.Tensor]]
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what nvJPEG reads
@@ -97,7 +96,7 @@ class DevicePictures:
 
 
 def device_vectors(
-    batches: Iterable[list[bytes]], encoder: PictureModel, pictures: DevicePictures, pool: Executor, watch: Stopwatch
+    batches: Iterable[list[bytes]], encoder: PictureModel, pictures: DevicePictures, pool: Executor, watch: Watch
 ) -> Iterator[np.ndarray]:
     """Unit vectors float32 [n, d] of one batch after the other. The next ones are decoded on streams of the pool's
     threads while the model is at work.

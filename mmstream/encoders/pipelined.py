@@ -12,15 +12,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from mmstream.encoders.base import Encoder, unit
-from mmstream.timing import Stopwatch
 
 AHEAD = 2  # micro-batches of pictures that are prepared and not yet used, wherever a model is fed
+
+
+class Watch(Protocol):
+    """Is told how long each stage takes: `with watch("model"): …`, as `timing.Stopwatch` is."""
+
+    def __call__(self, stage: str) -> AbstractContextManager[None]: ...
+
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -44,7 +51,7 @@ def prepared(items: Iterable[A], prepare: Callable[[A], B], pool: Executor, ahea
             future.cancel()
 
 
-def picture_vectors(pixels: Iterable[np.ndarray], encoder: Encoder, watch: Stopwatch) -> Iterator[np.ndarray]:
+def picture_vectors(pixels: Iterable[np.ndarray], encoder: Encoder, watch: Watch) -> Iterator[np.ndarray]:
     """Unit vectors float32 [k, d] of one micro-batch after the other, of arrays as `Encoder.preprocess` gives them.
 
     `watch` is told how long was waited for "decode", and how long the copy ("transfer") and the "model" took of the
