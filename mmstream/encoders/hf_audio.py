@@ -16,8 +16,9 @@ import torch
 
 from mmstream.encoders.base import Tokens
 from mmstream.encoders.folder import read_json
-from mmstream.encoders.hf import HfModel, to_device, tokenizer_hash, tokens_of
+from mmstream.encoders.hf_model import HfModel, tokenizer_hash, tokens_of
 from mmstream.encoders.hf_text import ByWidth
+from mmstream.encoders.pictures import to_device
 from mmstream.errors import UsageError
 from mmstream.media.audio import LogMel, Sound, clean, log_mel, resample
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from mmstream.encoders.base import Encoder, Tokens
 from mmstream.encoders.folder import read_json, sha256
-from mmstream.encoders.hf import HfModel, to_device, tokenizer_hash, tokens_of
+from mmstream.encoders.hf_model import HfModel, tokenizer_hash, tokens_of
+from mmstream.encoders.pictures import to_device
 from mmstream.errors import UsageError
 
 WIDTHS = (16, 32, 64, 128, 256, 512)

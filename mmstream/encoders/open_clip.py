@@ -20,8 +20,7 @@ import torch
 
 from mmstream.encoders.base import Tokens, fingerprint
 from mmstream.encoders.folder import absolute_source, from_hub, read_json, resolve, sha256, weight_files
-from mmstream.encoders.hf import to_device
-from mmstream.encoders.pictures import PictureModel
+from mmstream.encoders.pictures import PictureModel, to_device
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.timm import vision_library
 from mmstream.errors import UsageError

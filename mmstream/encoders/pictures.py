@@ -113,3 +113,7 @@ def rows_that_fit(bytes_per_row: float, device_bytes: int, most: int = GPU_ROWS)
     while rows > 1 and rows * bytes_per_row > device_bytes / 4:
         rows //= 2
     return rows
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
