@@ -7,10 +7,10 @@
     DEST/commits/<shard>/<chunk>.<g>.json        one record per chunk, written last
     DEST/commits/<shard>.<g>.json                the records of a finished shard, folded
 
-Names are made and taken apart here only. Everything is written once; n and g are generations, of which the highest
-valid one counts. Valid is what carries the right SHA-256 of itself and, of records, speaks of the source that the
-catalog names. A chunk's record of a higher generation than its shard's folded one counts before what that says of the
-chunk: a folded record that was lost or damaged hides nothing that was committed since the one before it.
+Names are made and taken apart here and in `listing` only. Everything is written once; n and g are generations, of which
+the highest valid one counts. Valid is what carries the right SHA-256 of itself and, of records, speaks of the source
+that the catalog names. A chunk's record of a higher generation than its shard's folded one counts before what that says
+of the chunk: a folded record that was lost or damaged hides nothing that was committed since the one before it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
 
+from mmstream.embeddings.listing import Generations, list_records
 from mmstream.errors import DifferencesError, Reason, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord, Totals
 from mmstream.storage.files import join, list_files, read_bytes
 
 READ_THREADS = 16
+READ_AT_ONCE = 256  # shards, by one thread
 _PASSING = (Reason.SOURCE_CHANGED, Reason.UNREADABLE)  # damage that was of the moment, not in the bytes
 
 _MANIFEST = re.compile(r"/manifest/([0-9]+)\.json$")
-_CHUNK = re.compile(r"/commits/([0-9]+)/([0-9]+)\.([0-9]+)\.json$")
-_SHARD = re.compile(r"/commits/([0-9]+)\.([0-9]+)\.json$")
 R = TypeVar("R", bound=Sealed)
 C = TypeVar("C", ChunkRecord, ShardRecord)
 
@@ -50,14 +50,6 @@ def manifest_path(n: int) -> str:
 def object_path(kind: str, shard: int, chunk: int, attempt: str) -> str:
     """`kind` is `data` or `rejects`; the attempt keeps two writers of one chunk apart."""
     return f"{kind}/{shard:06}-{chunk:06}-{attempt}.parquet"
-
-
-def chunk_record_path(shard: int, chunk: int, generation: int = 0) -> str:
-    return f"commits/{shard:06}/{chunk:06}.{generation}.json"
-
-
-def shard_record_path(shard: int, generation: int = 0) -> str:
-    return f"commits/{shard:06}.{generation}.json"
 
 
 class InvalidRecordError(RefusedError):
@@ -132,41 +124,6 @@ def was_finished(root: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Generations:
-    """The names of one shard's records as (generation, URL), each list from the highest down."""
-
-    folded: list[tuple[int, str]] = field(default_factory=list)
-    chunks: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
-
-    @property
-    def next(self) -> int:
-        """The first generation that no record of the shard has."""
-        return max((names[0][0] for names in (self.folded, *self.chunks.values()) if names), default=-1) + 1
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether some chunk has a record that is newer than the folded ones: a repair or replay was killed."""
-        newest_chunk = max((of_chunk[0][0] for of_chunk in self.chunks.values()), default=-1)
-        return newest_chunk > (self.folded[0][0] if self.folded else -1)
-
-
-def list_records(root: str) -> dict[int, Generations]:
-    """By shard, from one listing."""
-    found: dict[int, Generations] = {}
-    for file in list_files(join(root, "commits")):
-        if match := _CHUNK.search(file.url):
-            shard, chunk, g = map(int, match.groups())
-            found.setdefault(shard, Generations()).chunks.setdefault(chunk, []).append((g, file.url))
-        elif match := _SHARD.search(file.url):
-            shard, g = map(int, match.groups())
-            found.setdefault(shard, Generations()).folded.append((g, file.url))
-    for generations in found.values():
-        for names in (generations.folded, *generations.chunks.values()):
-            names.sort(reverse=True)
-    return found
-
-
-@dataclass(frozen=True)
 class Records:
     """What is committed: `shards` folded, `chunks` by shard and chunk of those shards that are not (yet)."""
 
@@ -200,23 +157,34 @@ def read_records(
         RefusedError: a record is of another format.
     """
     names = list_records(root) if listed is None else listed
-    sources = zip(*(catalog[n].to_pylist() for n in ("shard", "bytes", "etag")), strict=True)
-    wanted = [(shard, names[shard], (size, etag)) for shard, size, etag in sources if shard in names]
+    places = range(0, catalog.num_rows, READ_AT_ONCE)
     shards: dict[int, ShardRecord] = {}
     chunks: dict[int, dict[int, ChunkRecord]] = {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for (shard, _, _), found in zip(wanted, pool.map(lambda w: _read_shard(*w), wanted), strict=True):
-            if isinstance(found, ShardRecord):
-                shards[shard] = kept(found)
-            elif found:
-                chunks[shard] = found
+        for part in pool.map(lambda i: _read_part(catalog.slice(i, READ_AT_ONCE), names, kept), places):
+            for shard, found in part:
+                if isinstance(found, ShardRecord):
+                    shards[shard] = found
+                elif found:
+                    chunks[shard] = found
     return Records(shards, chunks)
+
+
+def _read_part(
+    part: pa.Table, names: Mapping[int, Generations], kept: Callable[[ShardRecord], ShardRecord]
+) -> list[tuple[int, ShardRecord | dict[int, ChunkRecord]]]:
+    """Many shards as one piece of work for a thread. What is not kept of them is given up here, not at the end."""
+    sources = zip(*(part[column].to_pylist() for column in ("shard", "bytes", "etag")), strict=True)
+    read = ((shard, _read_shard(shard, names[shard], (size, etag))) for shard, size, etag in sources if shard in names)
+    return [(shard, kept(found) if isinstance(found, ShardRecord) else found) for shard, found in read]
 
 
 def _read_shard(shard: int, names: Generations, source: tuple[int, str]) -> ShardRecord | dict[int, ChunkRecord]:
     generation, folded = highest_valid(ShardRecord, names.folded, shard, source) or (-1, None)
     before = {c.chunk: c for c in folded.chunks} if folded else {}
     newer = {n: [(g, url) for g, url in of_chunk if g > generation] for n, of_chunk in names.chunks.items()}
+    if folded and not any(newer.values()):
+        return folded
     since = read_chunk_records(shard, Generations(chunks=newer), source)
     chunks = _that_count(before | since)
     # Of chunks that do not make a whole with it, nothing says that they are better than the folded record.
@@ -238,12 +206,13 @@ def _that_count(chunks: dict[int, ChunkRecord]) -> dict[int, ChunkRecord]:
 def next_generations(names: Mapping[int, Generations], records: Records) -> dict[int, int]:
     """The generation to write in, by shard, where some record of an unfinished shard does not count: under the lowest
     it would be in the way."""
-    return {
-        shard: of_shard.next
-        for shard, of_shard in names.items()
-        if shard not in records.shards
-        and (of_shard.folded or of_shard.chunks.keys() - records.chunks.get(shard, {}).keys())
-    }
+    made = {}
+    for shard in names:
+        if shard not in records.shards:
+            of_shard = names[shard]
+            if of_shard.folded or of_shard.chunks.keys() - records.chunks.get(shard, {}).keys():
+                made[shard] = of_shard.next
+    return made
 
 
 def read_chunk_records(shard: int, names: Generations, source: tuple[int, str]) -> dict[int, ChunkRecord]:

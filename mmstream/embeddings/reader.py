@@ -20,10 +20,10 @@ from mmstream.embeddings.layout import (
     check_newest,
     check_totals,
     latest_manifest,
-    list_records,
     read_records,
     totals_of,
 )
+from mmstream.embeddings.listing import list_records
 from mmstream.errors import DifferencesError, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, ShardRecord, StoredObject
 from mmstream.storage.files import absolute, join, read_bytes

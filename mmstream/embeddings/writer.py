@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmstream.embeddings.layout import C, InvalidRecordError, chunk_record_path, object_path, parse, shard_record_path
+from mmstream.embeddings.layout import C, InvalidRecordError, object_path, parse
+from mmstream.embeddings.listing import chunk_record_path, shard_record_path
 from mmstream.errors import RefusedError
 from mmstream.schema import ChunkRecord, Damage, ShardRecord, StoredObject
 from mmstream.storage.commit import put_if_absent

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from mmstream.embeddings.layout import Records, fold, list_records, next_generations, read_records, totals_of
+from mmstream.embeddings.layout import Records, fold, next_generations, read_records, totals_of
+from mmstream.embeddings.listing import list_records
 from mmstream.embeddings.writer import commit_shard
 from mmstream.errors import Reason, RefusedError, TooManyRejectsError, UsageError
-from mmstream.pipelines.read import shard_tasks
+from mmstream.pipelines.read import each_task
 from mmstream.pipelines.source import ShardTask
 from mmstream.schema import ChunkRecord, ShardRecord, Totals
 from mmstream.shards.catalog import known_successes
@@ -25,6 +26,7 @@ from mmstream.shards.catalog import known_successes
 MAX_REJECTS = 0.05  # the error budget where none is given
 BUDGET_FROM_SAMPLES = 1_000
 BUDGET_AT_END_FROM_SAMPLES = 100
+_SAME_FIELDS = set(ShardRecord.model_fields)  # of every record, for all of them
 
 
 class _Behind(NamedTuple):
@@ -102,7 +104,8 @@ class Ledger:
 
     def _summed_up(self, record: ShardRecord) -> ShardRecord:
         self._check(record)
-        return record.model_copy(update={"chunks": []})
+        values = {**record.__dict__, "chunks": []}
+        return ShardRecord.model_construct(_SAME_FIELDS, **values)  # model_copy's own sets would double its size
 
     def _check(self, record: ChunkRecord | ShardRecord) -> None:
         for chunk in record.chunks if isinstance(record, ShardRecord) else [record]:
@@ -120,7 +123,7 @@ class Ledger:
     def plan(self) -> list[ShardTask]:
         """Tasks for what is not committed; shards of which every chunk is there are folded on the way."""
         tasks = []
-        for task in shard_tasks(self._catalog):
+        for task in each_task(self._catalog):
             committed = frozenset(self._chunks.get(task.shard, {}))
             if task.shard in self.shards or self._fold(task.shard):
                 continue

@@ -6,7 +6,7 @@ bad sample is a row with a reason, and a damaged shard ends in a row that says w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from random import Random
 
@@ -23,10 +23,14 @@ from mmstream.shards.catalog import build_catalog
 
 def shard_tasks(catalog: pa.Table, *, epoch: int = 0) -> list[ShardTask]:
     """One task per shard of a catalog, in its order."""
-    return [
-        ShardTask(c["shard"], c["url"], c["bytes"], c["etag"], c["max_rows"], c["sha256"], epoch=epoch)
-        for c in catalog.to_pylist()
-    ]
+    return list(each_task(catalog, epoch=epoch))
+
+
+def each_task(catalog: pa.Table, *, epoch: int = 0) -> Iterator[ShardTask]:
+    """As `shard_tasks`, one by one: of a million shards the rows alone would be a gigabyte."""
+    for some in catalog.to_batches(max_chunksize=1 << 12):
+        for c in some.to_pylist():
+            yield ShardTask(c["shard"], c["url"], c["bytes"], c["etag"], c["max_rows"], c["sha256"], epoch=epoch)
 
 
 def shard_order(num_shards: int, seed: int, epoch: int) -> list[int]:

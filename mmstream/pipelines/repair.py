@@ -16,16 +16,15 @@ from typing import Any
 import pyarrow as pa
 
 from mmstream.embeddings.layout import (
-    Generations,
     Records,
     check_known,
     highest_valid,
-    list_records,
     next_generations,
     read_records,
     totals_of,
     was_finished,
 )
+from mmstream.embeddings.listing import Generations, list_records
 from mmstream.embeddings.reader import is_sound
 from mmstream.errors import Reason, RefusedError, UsageError
 from mmstream.pipelines.embed import run
@@ -269,7 +268,7 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
     )
 
 
-def _open(dest: str, sources: Sequence[str] = ()) -> tuple[OpenSet, dict[int, Generations]]:
+def _open(dest: str, sources: Sequence[str] = ()) -> tuple[OpenSet, Mapping[int, Generations]]:
     """The set, and the names of its records."""
     opened = open_set(absolute(dest), sources)
     if opened is None:

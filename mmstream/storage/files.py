@@ -157,6 +157,10 @@ def is_store_error(e: BaseException) -> bool:
 
 
 def read_bytes(url: str) -> bytes:
+    if url.startswith("/"):  # as a million records are: finding the file system takes longer than the read
+        check_url(url)
+        with mapped(url), open(url, "rb", buffering=0) as f:  # noqa: PTH123
+            return f.readall()
     fs, path = open_fs(url)
     with mapped(url):
         return fs.cat_file(path)
@@ -300,6 +304,18 @@ def list_files(url: str) -> list[FileInfo]:
         if isinstance(fs, LocalFileSystem):
             return _local_infos(_walk(path) if Path(path).is_dir() else [path] if Path(path).exists() else [])
         return _infos(fs, fs.find(path, detail=True).values())
+
+
+def each_url(url: str) -> Iterator[str]:
+    """The URLs of `list_files`, in no order. Nothing is asked about a local one, or held of it, since there may be
+    millions; what links to nothing is among them."""
+    fs, path = open_fs(url)
+    with mapped(url):
+        if isinstance(fs, LocalFileSystem):
+            yield from _walk(path) if Path(path).is_dir() else [path] if Path(path).exists() else []
+            return
+        for name in fs.find(path):
+            yield fs.unstrip_protocol(name)
 
 
 def glob_files(pattern: str) -> list[FileInfo]:

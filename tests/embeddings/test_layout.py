@@ -11,16 +11,14 @@ import pytest
 from mmstream.embeddings.layout import (
     InvalidRecordError,
     Records,
-    chunk_record_path,
     fold,
     latest_manifest,
-    list_records,
     manifest_path,
     next_generations,
     parse,
     read_records,
-    shard_record_path,
 )
+from mmstream.embeddings.listing import chunk_record_path, list_records, shard_record_path
 from mmstream.errors import RefusedError
 from mmstream.schema import CATALOG, ChunkRecord, Manifest, Sealed, ShardRecord
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mmstream.embeddings.layout import chunk_record_path, fold, list_records, read_records
+from mmstream.embeddings.layout import fold, read_records
+from mmstream.embeddings.listing import chunk_record_path, list_records
 from mmstream.embeddings.reader import is_sound
 from mmstream.embeddings.writer import ChunkResult, commit_chunk, commit_shard
 from mmstream.errors import RefusedError

@@ -14,7 +14,8 @@ from commands import mmstream
 from tars import make_tar
 
 import mmstream as mm
-from mmstream.embeddings.layout import list_records, read_records
+from mmstream.embeddings.layout import read_records
+from mmstream.embeddings.listing import list_records
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.schema import ChunkRecord
 

@@ -14,7 +14,8 @@ from without_ray import without_ray
 
 import mmstream as mm
 from mmstream.embeddings import layout
-from mmstream.embeddings.layout import chunk_record_path, manifest_path, shard_record_path
+from mmstream.embeddings.layout import manifest_path
+from mmstream.embeddings.listing import chunk_record_path, shard_record_path
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import DifferencesError, RefusedError
 from mmstream.pipelines.dry_run import dry_run

@@ -13,7 +13,8 @@ from PIL import Image
 from tars import make_tar
 
 import mmstream as mm
-from mmstream.embeddings.layout import chunk_record_path, read_records, shard_record_path
+from mmstream.embeddings.layout import read_records
+from mmstream.embeddings.listing import chunk_record_path, shard_record_path
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import RefusedError, TooManyRejectsError, UsageError
 from mmstream.pipelines.dry_run import dry_run
