@@ -6,19 +6,22 @@ bad sample is a row with a reason, and a damaged shard ends in a row that says w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from random import Random
 
 import pyarrow as pa
 import ray
 from ray.data import Dataset, TaskPoolStrategy
+from rich.markup import escape
 
 from mmstream.errors import UsageError
 from mmstream.pipelines.resources import Shares, start_ray
 from mmstream.pipelines.source import ShardSource, ShardTask, read_samples
 from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog
+from mmstream.shards.mixture import build_mixture
+from mmstream.telemetry import say
 
 
 def shard_tasks(catalog: pa.Table, *, epoch: int = 0) -> list[ShardTask]:
@@ -53,8 +56,18 @@ def chunk_dataset(tasks: list[ShardTask], shares: Shares) -> Dataset:
     )
 
 
+def mixed_tasks(weights: Mapping[str, float], seed: int, epoch: int) -> list[ShardTask]:
+    """The tasks of one epoch of a mixture (see `shards.mixture`) in their order: a shard that is read twice is two."""
+    mixture = build_mixture(weights)
+    reads = mixture.reads(seed, epoch)
+    counts = [f"{len(r):,} of {p.source} (has {len(p.shards):,})" for p, r in zip(mixture.parts, reads, strict=True)]
+    say(escape(f"epoch {epoch} reads {sum(map(len, reads)):,} shards: {', '.join(counts)}"))
+    tasks, numbers = shard_tasks(mixture.catalog), sorted(shard for part in reads for shard in part)
+    return [tasks[numbers[i]] for i in shard_order(len(numbers), seed, epoch)]
+
+
 def read_webdataset(
-    source: str | Sequence[str],
+    source: str | Sequence[str] | Mapping[str, float],
     *,
     columns: Sequence[str] | None = None,
     keys: Collection[str] | None = None,
@@ -64,7 +77,14 @@ def read_webdataset(
     """The samples of WebDataset shards as a Ray dataset in the schema `schema.SAMPLE`.
 
     Args:
-        source: globs, braces, folders, lists, URLs of tar shards, or a stored catalog.
+        source: globs, braces, folders, lists, URLs of tar shards, or a stored catalog; or a mixture of them,
+            `{source: weight, …}`, where a weight is how many times an epoch reads the source: 1 every shard once, 2
+            twice, 0.3 three tenths of the shards. The next epoch goes on with the shards that come after those, so
+            that over E epochs that follow each other every shard is read ⌊E·weight⌋ or ⌈E·weight⌉ times, as long as
+            the source names the same shards (a list keeps them). Weights count readings of a source and are not its
+            share of the rows: that is weight × rows of the source, over the sum of these. `shuffle_shards` is needed.
+            All sources are numbered together, in the order of their URLs: a sample has the same id in every epoch,
+            and in an epoch that reads it twice it has it twice.
         columns: which of the schema's columns, and in which order; all by default. Members that no column wants are
             walked over, not read (but for the JSON beside an image that is, which may hold its SHA-256), and not
             judged. Keep `reason`, or bad samples look like empty ones.
@@ -88,10 +108,17 @@ def read_webdataset(
         raise UsageError(f"unknown columns {sorted(unknown)}. A sample has {', '.join(SAMPLE.names)}.")
     if isinstance(keys, str):
         raise UsageError(f"keys={keys!r}: give a collection of keys, such as [{keys!r}].")
-    tasks = shard_tasks(build_catalog(source))
-    if shuffle_shards is not None:
-        tasks = [tasks[i] for i in shard_order(len(tasks), shuffle_shards, epoch)]
+    tasks = _tasks(source, shuffle_shards, epoch)
     wanted = None if keys is None else frozenset(keys)
     read = partial(read_samples, columns=list(columns or SAMPLE.names), keys=wanted)
     start_ray()
     return ray.data.read_datasource(ShardSource(tasks, read), override_num_blocks=len(tasks))
+
+
+def _tasks(source: str | Sequence[str] | Mapping[str, float], seed: int | None, epoch: int) -> list[ShardTask]:
+    if isinstance(source, Mapping):
+        if seed is None:
+            raise UsageError("which shards of a mixture an epoch reads depends on a seed: give shuffle_shards=0, say.")
+        return mixed_tasks(source, seed, epoch)
+    tasks = shard_tasks(build_catalog(source))
+    return tasks if seed is None else [tasks[i] for i in shard_order(len(tasks), seed, epoch)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tars import make_tar
 
 from mmstream.errors import RefusedError, UnreachableError, UsageError
 from mmstream.pipelines import source
-from mmstream.pipelines.read import read_webdataset, shard_order, shard_tasks
+from mmstream.pipelines.read import mixed_tasks, read_webdataset, shard_order, shard_tasks
 from mmstream.pipelines.source import ShardSource, ShardTask, read_samples
 from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog
@@ -122,6 +122,31 @@ def test_shards_come_in_the_order_of_seed_and_epoch(folder: Path) -> None:
         context.execution_options.preserve_order = before
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_every_row_of_a_mixture_is_there_as_often_as_its_weight_says_with_the_id_it_has_alone(folder: Path) -> None:
+    (folder / "3.tar").write_bytes(shard(3)[:-3_000])  # cut in its last sample: that one and the rest say so
+    weights = {f"{folder}/{{0,1}}.tar": 0.5, f"{folder}/{{2,3}}.tar": 1.5}
+    alone = {r["id"]: r for r in local_rows(str(folder))}
+    assert [r["reason"] for r in alone.values()] == [None] * 19 + ["tar_truncated"] * 2
+    epochs = [read_webdataset(weights, shuffle_shards=7, epoch=epoch).take_all() for epoch in (4, 5)]
+    assert all(row == alone[row["id"]] for rows in epochs for row in rows)
+    times = [Counter(row["id"] for row in rows) for rows in epochs]
+    assert sorted(counts.total() for counts in times) == [5 + 5 + 5 + 6, 5 + 5 + 6 + 6], "1 shard and 3 per epoch"
+    assert times[0] + times[1] == {i: 1 if r["shard"] < 2 else 3 for i, r in alone.items()}
+
+
+def test_a_mixture_of_one_source_is_the_source_and_says_what_an_epoch_reads(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = shard_tasks(build_catalog(str(folder)))
+    for epoch in (0, 1):
+        assert mixed_tasks({f"{folder}": 1}, 7, epoch) == [tasks[i] for i in shard_order(4, 7, epoch)]
+    reads = mixed_tasks({f"{folder}/[01].tar": 2.5, f"{folder}/[23].tar": 1}, 7, 0)
+    assert Counter(Counter(task.shard for task in reads).values()) == {1: 2, 2: 1, 3: 1}
+    said = "".join(capsys.readouterr().err.split())
+    assert f"epoch0reads7shards:5of{folder}/[01].tar(has2),2of{folder}/[23].tar(has2)" in said
+
+
 def test_the_order_of_shards_is_a_function_of_its_arguments_alone() -> None:
     assert shard_order(6, 7, 0) == [1, 4, 3, 0, 2, 5]  # as ever: a stored order must not change with a release
     orders = {tuple(shard_order(60, seed, epoch)) for seed in range(4) for epoch in range(4)}
@@ -140,6 +165,8 @@ def test_what_cannot_be_selected_is_refused(folder: Path) -> None:
         read_webdataset(str(folder), columns=["images"])
     with pytest.raises(UsageError, match=r"\['0a'\]"):
         read_webdataset(str(folder), keys="0a")
+    with pytest.raises(UsageError, match=r"seed: give shuffle_shards=0"):
+        read_webdataset({str(folder): 1})
 
 
 FAULTS = st.lists(
