@@ -11,6 +11,7 @@ the first byte of the entry that cannot be read whole, its extension headers inc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
@@ -90,6 +91,13 @@ def key_of(name: str) -> str:
     return f"{folder}{slash}{stem}" if stem else name
 
 
+def _readable(raw: bytes) -> str:
+    r"""A byte that is no UTF-8 as `\xff`, and the backslashes before that, or before text that says the same, twice."""
+    is_byte = r"(?:x[89a-f][0-9a-f]|[\udc80-\udcff])"
+    text = re.sub(rf"(\\+)(?={is_byte})", r"\1\1", raw.decode("utf-8", "surrogateescape"))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _is_macos_leftover(name: str) -> bool:
     *folders, base = name.split("/")
     return base == ".DS_Store" or base.startswith("._") or "__MACOSX" in folders
@@ -120,7 +128,7 @@ def _files(reader: RangeReader) -> Iterator[_Entry]:
         if b"size" in pax:
             size = _decimal(pax[b"size"], start)
         raw = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or short_name
-        name = raw.decode("utf-8", "backslashreplace")
+        name = _readable(raw)
         if kind == b"5" or (kind in b"0\0" and name.endswith("/")):
             continue
         if kind in _FILES_WITHOUT_DATA:

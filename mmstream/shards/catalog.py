@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from braceexpand import braceexpand
 from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.schema import CATALOG
 from mmstream.shards.lists import Listed, is_catalog, is_list, read_list
+from mmstream.shards.notices import say_passed_over, say_twice
 from mmstream.storage.files import (
     FileInfo,
     absolute,
@@ -76,6 +77,7 @@ def build_catalog(sources: str | Sequence[str], *, checksums: bool = False) -> p
     urls = list(shards)
     in_order = [shards[url] for url in urls[:num_kept] + sorted(urls[num_kept:])]
     catalog = pa.table([range(len(in_order)), *(zip(*in_order, strict=True) if in_order else [[]] * 5)], schema=CATALOG)
+    say_twice(catalog)
     return _with_checksums(catalog) if checksums else catalog
 
 
@@ -122,12 +124,18 @@ def _found(listed: Listed) -> list[_Shard]:
 
 def _files(url: str) -> list[FileInfo]:
     if any(c in url for c in "*?[") and not (is_local(url) and exists(url)):
-        return [f for f in glob_files(url) if not _is_aside(f.url)]
+        return _taken(url, glob_files(url), lambda name: not _is_aside(name))
     if url.endswith(".tar") and not is_local(url):
         return [info(url)]  # without asking for a folder first: over http that would read the shard
     if is_folder(url):
-        return [f for f in list_files(url) if f.url.endswith(".tar") and not _is_aside(f.url)]
+        return _taken(url, list_files(url), lambda name: name.endswith(".tar") and not _is_aside(name))
     return [info(url)]
+
+
+def _taken(source: str, files: list[FileInfo], is_shard: Callable[[str], bool]) -> list[FileInfo]:
+    taken = [is_shard(file.url) for file in files]
+    say_passed_over(source, [file.url for file, is_taken in zip(files, taken, strict=True) if not is_taken])
+    return list(compress(files, taken))
 
 
 def _with_checksums(catalog: pa.Table) -> pa.Table:

@@ -9,7 +9,8 @@ The rules, which are `tarfile`'s wherever that reads on (tests/shards/test_tar.p
 
 * **Header**: 512 bytes whose checksum fits, summed unsigned or, as some old systems did, signed. Sizes are octal, blank
   for 0, or base-256; a negative one is damage.
-* **Name**: ustar's prefix and name; GNU's `L` header; PAX `path`, which wins. Bytes that are no UTF-8 are spelt out.
+* **Name**: ustar's prefix and name; GNU's `L` header; PAX `path`, which wins. Bytes that are no UTF-8 are spelt out
+  so that two names stay two.
 * **PAX**: of an own (`x`, `X`) header `path`, `size` and signs of a sparse file count for the next member, of a global
   one (`g`) for all that follow and say nothing else. A malformed record, one above `EXTENSION_LIMIT`, or an extension
   without its member is damage: the next header could not be told from payload.
@@ -23,6 +24,7 @@ The rules, which are `tarfile`'s wherever that reads on (tests/shards/test_tar.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn, Protocol
 from zlib import adler32
@@ -34,6 +36,7 @@ MEMBER_LIMIT = 128 << 20
 EXTENSION_LIMIT = 1 << 20  # bytes of one PAX header or GNU long name
 
 _ZEROS = bytes(BLOCK)
+_BACKSLASHES = re.compile(r"\\+(?=x[89a-f][0-9a-f]|[\udc80-\udcff])")
 _PLAIN = frozenset(b"0\x007")
 _WITHOUT_PAYLOAD = frozenset(b"123456")
 _SPARSE = "GNU.sparse."
@@ -245,8 +248,16 @@ def _short_name(block: bytes) -> str:
 
 
 def _text(raw: bytes) -> str:
-    """Up to the first NUL. Bytes that are no UTF-8 are spelt out, so that two names stay two names."""
-    return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return _spelt(raw.split(b"\0", 1)[0])
+
+
+def _spelt(raw: bytes) -> str:
+    r"""UTF-8. A byte that is none becomes `\xff`, say; backslashes before it, or before what is literally that, are
+    doubled, so that two names stay two names."""
+    if b"\\" in raw:
+        name = raw.decode("utf-8", "surrogateescape")
+        raw = _BACKSLASHES.sub(r"\g<0>\g<0>", name).encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _extension(reader: ByteSource, start: int, size: int) -> bytes:
@@ -271,7 +282,7 @@ def _pax_records(payload: bytes, start: int) -> dict[str, str]:
         if end <= space + 1 or payload[end - 1 : end] != b"\n" or not equals:
             _broken(start, f"a PAX header has a malformed record at its byte {position}")
         if key in (b"path", b"size", b"GNU.sparse.name"):
-            records[key.decode()] = value.decode("utf-8", "backslashreplace")
+            records[key.decode()] = _spelt(value)
         elif key.startswith(_SPARSE.encode()):
             records[_SPARSE] = ""  # one sign for all of them: global headers add up
         position = end

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tars import Source, make_tar, special
 
+from mmstream.embeddings.recount import _readable
 from mmstream.errors import Reason
 from mmstream.shards.tar import BLOCK, EXTENSION_LIMIT, Member, TarDamage, members
 
@@ -288,6 +289,18 @@ def test_names_that_are_no_utf_8_stay_two_names() -> None:
     one[0], other[0] = 0xFF, 0xFE
     names = [m.name for m in walk(with_checksum(one) + with_checksum(other) + bytes(1024))[0]]
     assert names == ["\\xff.jpg", "\\xfe.jpg"]
+
+
+@given(st.lists(st.lists(st.sampled_from([b"\\", b"\xff", b"x", b"f", b"\xc3\xa9", b"."]), max_size=7), max_size=4))
+@example([[b"a", b"\xff"], [b"a", b"\\", b"x", b"f", b"f"]])
+def test_names_stay_as_many_as_they_are_and_the_audits_own_walk_calls_them_the_same(parts: list[list[bytes]]) -> None:
+    raw = {b"a" + b"".join(p) for p in parts}
+    header = make_tar([("a", b"")])[:BLOCK]
+    tar = b"".join(with_checksum(bytearray(name.ljust(100, b"\0") + header[100:])) for name in raw) + bytes(1024)
+    names = [m.name for m in walk(tar)[0]]
+    assert len(set(names)) == len(raw)
+    assert [_readable(name) for name in raw] == names
+    assert all(name == r.decode() for name, r in zip(names, raw, strict=True) if b"\xff" not in r and b"\\x" not in r)
 
 
 def test_every_member_of_real_shards_equals_tarfiles(shared: Path) -> None:
