@@ -27,7 +27,7 @@ from mmstream.media.filters import Filters
 from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed_report import NULLS, EmbedReport, report_of
-from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import Asked, OpenSet, begin, fitting, grown, open_set, say_what_matters
@@ -240,7 +240,9 @@ def run(opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encode
     settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
     num_bytes = 0
     with streaming_context(), our_errors(), containment() as contained:
-        results = encode_stage(chunk_dataset(tasks, shares), _Encode, (*settings, contained), shares)
+        results = encode_stage(
+            chunk_dataset(tasks, shares, columns_of(encoder)), _Encode, (*settings, contained), shares
+        )
         with Progress(title, opened.catalog.num_rows, "shards", rate_of="samples") as progress:
             progress.update(len(ledger.shards))
             for done in rows_of(results):

@@ -37,6 +37,12 @@ COMPUTED = {
 }
 
 
+def columns_of(encoder: Encoder) -> tuple[str, ...]:
+    """The payloads that `encode_chunk` looks at, for this encoder: others need not be read. All texts are judged."""
+    seen = {**dict.fromkeys(encoder.modalities, True), "video": encoder.num_frames > 0}
+    return ("text", "json", "cls", *(m for m in ("image", "audio", "video") if seen.get(m)))
+
+
 @dataclass(frozen=True)
 class _Sample:
     """One sample that is ready for the encoder: `parts` are pixels, a caption, features of a sound and

@@ -17,9 +17,10 @@ from rich.markup import escape
 
 from mmstream.errors import UsageError
 from mmstream.pipelines.resources import Shares, start_ray
-from mmstream.pipelines.source import ShardSource, ShardTask, read_samples
+from mmstream.pipelines.source import ShardSource, ShardTask, read_rows, read_samples
 from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog
+from mmstream.shards.group import PAYLOADS
 from mmstream.shards.mixture import build_mixture
 from mmstream.telemetry import say
 
@@ -43,13 +44,14 @@ def shard_order(num_shards: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def chunk_dataset(tasks: list[ShardTask], shares: Shares) -> Dataset:
-    """A dataset whose rows are chunks (see `source.from_row`). Reads are capped: every new worker costs a second.
+def chunk_dataset(tasks: list[ShardTask], shares: Shares, columns: Collection[str] = PAYLOADS) -> Dataset:
+    """A dataset whose rows are chunks (see `source.from_row`), with the payloads of `columns`. Reads are capped:
+    every new worker costs a second.
 
     Call it under `resources.streaming_context()`, and add the stages of the pipeline there too.
     """
     return ray.data.read_datasource(
-        ShardSource(tasks),
+        ShardSource(tasks, partial(read_rows, columns=columns)),
         override_num_blocks=len(tasks),
         num_cpus=shares.reader_cpus,
         compute=TaskPoolStrategy(size=shares.readers),

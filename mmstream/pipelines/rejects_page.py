@@ -121,7 +121,7 @@ def _files(reader: RangeReader, key: str) -> list[Member]:
     """The sample's files as far as they are whole, pictures with their data."""
     found: list[Member] = []
     with suppress(TarDamage):  # the shard's damage has a card of its own
-        wants = lambda name: COLUMN_OF.get(split_name(name)[1]) == "image"  # noqa: E731
+        wants = lambda name, size: COLUMN_OF.get(split_name(name)[1]) == "image"  # noqa: E731
         for member in members(reader, member_limit=PICTURE_LIMIT, want=wants):
             if is_macos_leftover(member.name):
                 continue

@@ -6,7 +6,9 @@ that comes again later in the shard, and a second member for one column, are rej
 and never chosen from. A picture whose SHA-256 is not that of its JSON is `checksum` (`shards.vouched`; the JSON is read
 for it whether it is selected or not, and what is not selected vouches for nothing). Text that is no UTF-8 is `caption`,
 or `metadata` in `.json` and `.cls`. Suffixes that no column knows are passed over but make a sample exist; so does a
-name without a dot. What macOS leaves in archives (`__MACOSX/…`, `._…`, `.DS_Store`) is no sample.
+name without a dot. A file that is too large for its column, or makes its sample too large, is `member_too_large` and
+not read, nor is what comes after it in the sample. What macOS leaves in archives (`__MACOSX/…`, `._…`, `.DS_Store`) is
+no sample.
 
 A chunk ends with the sample that fills it: boundaries depend on rows and bytes of the shard alone, not on what is
 wanted or skipped, and memory is one chunk and one sample. Where the shard breaks, complete samples are rows, and no
@@ -22,9 +24,12 @@ from hashlib import blake2b
 import pyarrow as pa
 
 from mmstream.errors import Reason, Rejected
-from mmstream.schema import SAMPLE, Damage, sample_id
+from mmstream.schema import MAX_JSON_BYTES, SAMPLE, Damage, sample_id
 from mmstream.shards.tar import MEMBER_LIMIT, ByteSource, Member, TarDamage, members
 from mmstream.shards.vouched import HEAD_ROWS, Verdict, verdict
+
+SAMPLE_LIMIT = 256 << 20  # bytes of all files of a sample that have a column: a reader holds them twice
+TEXT_LIMIT = MAX_JSON_BYTES  # of one file for `text`, `json` or `cls`
 
 CHUNK = SAMPLE.append(pa.field("image_offset", pa.int64()))  # of the image member's payload; null without one
 
@@ -86,6 +91,7 @@ def read_chunks(
     max_rows: int | None = None,
     skip: frozenset[int] = frozenset(),
     member_limit: int = MEMBER_LIMIT,
+    sample_limit: int = SAMPLE_LIMIT,
     columns: Collection[str] = PAYLOADS,
     keys: Collection[str] | None = None,
 ) -> Iterator[Chunk]:
@@ -96,7 +102,7 @@ def read_chunks(
     are. `max_rows` ends the shard after that many rows, undamaged. Damage of the shard, the reader's `Rejected`
     included, ends it with `Chunk.damage`; `UnreachableError` is for the caller.
     """
-    grouping = _Grouping(shard, chunk_rows, chunk_bytes, max_rows, skip, columns, keys)
+    grouping = _Grouping(shard, chunk_rows, chunk_bytes, max_rows, skip, columns, keys, sample_limit)
     damage: TarDamage | None = None
     walk = members(reader, member_limit=member_limit, want=grouping.wants)
     while True:
@@ -120,7 +126,7 @@ def count_rows(reader: ByteSource, max_rows: int | None = None) -> int:
     """How many rows `read_chunks` gives of a shard, at most `max_rows`; no payload is read for it."""
     num_rows, key = 0, None
     try:
-        for member in members(reader, want=lambda name: False):
+        for member in members(reader, want=lambda name, size: False):
             if not is_macos_leftover(member.name) and split_name(member.name)[0] != key:
                 if num_rows == max_rows:
                     break
@@ -135,6 +141,7 @@ class _Sample:
     key: str
     offset: int
     num_bytes: int = 0  # of the shard, headers included
+    payload_bytes: int = 0  # of the files that have a column, whether they are wanted or not
     suffixes: set[str] = field(default_factory=set)
     columns: set[str] = field(default_factory=set)  # of those suffixes that have one
     values: dict[str, bytes] = field(default_factory=dict)  # by column, of what was wanted
@@ -150,6 +157,7 @@ class _Sample:
     def reject(self, reason: Reason, detail: str) -> None:
         if self.reason is None:
             self.reason, self.detail = reason, detail
+            self.values = {}  # they may be large, and no row will have them
 
 
 class _Grouping:
@@ -164,7 +172,9 @@ class _Grouping:
         skip: frozenset[int],
         columns: Collection[str],
         keys: Collection[str] | None,
+        sample_limit: int,
     ) -> None:
+        self._sample_limit = sample_limit
         self._shard, self._chunk_rows, self._chunk_bytes = shard, chunk_rows, chunk_bytes
         self._max_rows, self._skip, self._columns, self._keys = max_rows, skip, columns, keys
         self._number = 0
@@ -177,7 +187,7 @@ class _Grouping:
         self._digests_are_ours = False  # known from the shard's first rows
         self._seen: set[int] = set()  # 8 bytes of BLAKE2b: two of a million keys collide once in 10⁷ shards
 
-    def wants(self, name: str) -> bool:
+    def wants(self, name: str, size: int) -> bool:
         """Whether the payload of the next member will be in a row of a chunk that is yielded, or vouches for one."""
         key, suffix = split_name(name)
         column = COLUMN_OF.get(suffix)
@@ -187,7 +197,10 @@ class _Grouping:
         if self._keys is not None and key not in self._keys:
             return False
         is_new = self._open is None or self._open.key != key
-        if not is_new and self._has_column(COLUMN_OF[suffix]):
+        sample = None if is_new else self._open
+        if sample and (sample.reason or self._has_column(COLUMN_OF[suffix])):
+            return False
+        if self._oversize(sample, name, size):
             return False
         number = self._number + (is_new and self._is_full_with_open())
         row = self._first_row + len(self._samples) + (is_new and self._open is not None)
@@ -254,6 +267,8 @@ class _Grouping:
             sample.reject(Reason.DUPLICATE_KEY, f"{member.name} is a second {column or suffix or 'file'} of its key")
         elif member.problem:
             sample.reject(member.problem, member.detail)
+        elif too_large := self._oversize(sample, member.name, member.size):
+            sample.reject(Reason.MEMBER_TOO_LARGE, too_large)
         elif column and member.data is not None:
             sample.values[column] = member.data
         if column == "image":
@@ -261,6 +276,18 @@ class _Grouping:
         sample.suffixes.add(suffix)
         if column:
             sample.columns.add(column)
+            sample.payload_bytes += member.size
+
+    def _oversize(self, sample: _Sample | None, name: str, size: int) -> str | None:
+        """What is too large about the next member of `sample`, the first one where that is None: by sizes alone, so
+        that no row depends on what is read."""
+        column = COLUMN_OF.get(split_name(name)[1])
+        if column in _TEXTS and size > TEXT_LIMIT:
+            return f"{name} has {size:,} bytes, the limit of a text is {TEXT_LIMIT:,}"
+        together = size + (sample.payload_bytes if sample else 0)
+        if column and together > self._sample_limit:
+            return f"{name} makes {together:,} bytes of its sample, the limit is {self._sample_limit:,}"
+        return None
 
     def _has_column(self, column: str) -> bool:
         return self._open is not None and column in self._open.columns

@@ -96,10 +96,10 @@ class _Header(NamedTuple):
 
 
 def members(
-    reader: ByteSource, *, member_limit: int = MEMBER_LIMIT, want: Callable[[str], bool] = lambda name: True
+    reader: ByteSource, *, member_limit: int = MEMBER_LIMIT, want: Callable[[str, int], bool] = lambda name, size: True
 ) -> Iterator[Member]:
-    """All members but directories, in order. `want(name)` is asked once for each sound one before its payload is read;
-    a payload that is not wanted, or larger than `member_limit` bytes (`member_too_large`), is skipped.
+    """All members but directories, in order. `want(name, size)` is asked once for each sound one before its payload is
+    read; a payload that is not wanted, or larger than `member_limit` bytes (`member_too_large`), is skipped.
 
     Raises:
         TarDamage: `not_tar` (empty, or no header at the start), `tar_header`, `tar_truncated` or `tar_trailing`.
@@ -111,13 +111,13 @@ def members(
     _check_tail(reader)
 
 
-def _member(reader: ByteSource, header: _Header, member_limit: int, want: Callable[[str], bool]) -> Member:
+def _member(reader: ByteSource, header: _Header, member_limit: int, want: Callable[[str, int], bool]) -> Member:
     name, offset, kind, size, _ = header
     size = 0 if kind in _WITHOUT_PAYLOAD else size
     data_offset = reader.tell()
     problem, detail = _problem(header, size, member_limit)
     data = None
-    if problem is None and want(name):
+    if problem is None and want(name, size):
         data = reader.read(size)
         reader.skip(-size % BLOCK)
     else:

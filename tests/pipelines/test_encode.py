@@ -17,8 +17,9 @@ from mmstream.encoders.build import load_encoder
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.media.duplicates import NEAR, hamming
 from mmstream.media.filters import Filters
-from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.source import ShardTask, from_row, read_rows
+from mmstream.shards.group import PAYLOADS
 from mmstream.timing import Stopwatch
 
 
@@ -79,3 +80,25 @@ def test_a_video_is_filtered_by_its_length_and_by_the_size_of_its_frames(tmp_pat
             kept.append(rows["key"].to_pylist())
             assert set(rejects["reason"].to_pylist()) <= {"filtered"}
     assert kept == [["24", "48"], ["48"], []]
+
+
+def test_what_an_encoder_does_not_take_is_not_read_and_changes_nothing(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+    heavy = bytes(1 << 20)
+    files = [("a.png", picture.getvalue()), ("a.mp4", heavy), ("a.wav", heavy), ("b.png", b""), ("b.mp4", heavy)]
+    tar = make_tar([*files, ("c.txt", b"\xff"), ("d.cls", b"\xff"), ("d.png", picture.getvalue()), ("e.mp4", heavy)])
+    (tmp_path / "a.tar").write_bytes(tar)
+    task, encoder, made = ShardTask(0, str(tmp_path / "a.tar"), len(tar), ""), load_encoder("fake:4"), []
+    for columns in (PAYLOADS, columns_of(encoder)):
+        info, samples = from_row(next(iter(read_rows(task, columns))))
+        with ThreadPoolExecutor(1) as pool:
+            made.append((samples, encode_chunk(info, samples, encoder, (), pool=pool, watch=Stopwatch())))
+    (every, of_every), (some, of_some) = made
+    assert of_every == of_some and of_every[1].num_rows == 4
+    assert every.nbytes > 4 * len(heavy) and some.nbytes < len(heavy)
+
+
+def test_the_columns_of_an_encoder_are_the_texts_and_what_it_looks_at() -> None:
+    assert columns_of(load_encoder("fake:4")) == ("text", "json", "cls", "image")
+    assert columns_of(load_encoder("frames:2:fake:4")) == ("text", "json", "cls", "image", "video")

@@ -205,10 +205,10 @@ def test_a_claim_of_gigabytes_in_a_small_tar_reads_nothing(format: str) -> None:
 
 def test_what_is_not_wanted_is_skipped_and_keeps_its_place() -> None:
     source = Source(make_tar([("a.jpg", b"A" * 70000), ("a.txt", b"first")]))
-    asked: list[str] = []
-    picture, text = members(source, want=lambda name: asked.append(name) or name.endswith(".txt"))
+    asked: list[tuple[str, int]] = []
+    picture, text = members(source, want=lambda name, size: asked.append((name, size)) or name.endswith(".txt"))
     assert (picture.data, picture.problem, picture.size, text.data) == (None, None, 70000, b"first")
-    assert asked == ["a.jpg", "a.txt"]
+    assert asked == [("a.jpg", 70000), ("a.txt", 5)]
     assert source.num_read < 70000 + (1 << 16)
 
 
