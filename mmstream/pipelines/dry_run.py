@@ -25,7 +25,7 @@ from mmstream.media.filters import Filters
 from mmstream.pipelines.contain import watched
 from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed import check_fields, checked_filters
-from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import BUDGET_AT_END_FROM_SAMPLES, MAX_REJECTS
 from mmstream.pipelines.manifest import Asked, fitting, grown, open_set
@@ -182,7 +182,7 @@ def _measured(
 
     task, size = tasks[0], sum(task.bytes for task in tasks)
     torch.set_num_threads(shares.encoder_threads)
-    chunk = next(chunks_of(task))
+    chunk = next(chunks_of(task, columns_of(asked.encoder)))
     info, samples = from_row(to_row(chunk, task, 0.0))
     start = time.perf_counter()
     with ThreadPoolExecutor(shares.encoder_threads) as pool, watched("embed would set that one aside") as decoder:
