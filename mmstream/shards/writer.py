@@ -19,7 +19,14 @@ MTIME = 1_000_000_000.0
 
 
 def write_shard(url: str, samples: Iterable[Mapping[str, bytes | str]]) -> int:
-    """Writes one tar of `samples` to `url` and returns how many there were.
+    """Writes one tar of `samples` to `url` and returns how many there were; see `tar_of`."""
+    kept = list(samples)
+    write_bytes(url, tar_of(kept, url))
+    return len(kept)
+
+
+def tar_of(samples: Iterable[Mapping[str, bytes | str]], where: str) -> bytes:
+    """One tar of `samples`, that is to stand at `where`.
 
     A sample is `{"__key__": key, suffix: content, …}`: contents are bytes, or text that is stored as UTF-8. The key
     has no dot in its last part, since a reader takes everything after the first dot for the suffix.
@@ -33,10 +40,9 @@ def write_shard(url: str, samples: Iterable[Mapping[str, bytes | str]]) -> int:
             key = sample.get("__key__")
             if not isinstance(key, str) or not key or "." in key.rsplit("/", 1)[-1] or key in keys:
                 raise UsageError(
-                    f"{url}: {key!r} cannot be the key of a sample; keys are unique in a shard and have no dot."
+                    f"{where}: {key!r} cannot be the key of a sample; keys are unique in a shard and have no dot."
                 )
             keys.add(key)
             members = {k: v.encode() if isinstance(v, str) else v for k, v in sample.items() if k != "__key__"}
             writer.write({"__key__": key, **members})
-    write_bytes(url, tar.getvalue())
-    return len(keys)
+    return tar.getvalue()
