@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmstream.pipelines.embed import embed
     from mmstream.pipelines.evaluate import evaluate
     from mmstream.pipelines.fit import train
+    from mmstream.pipelines.pack import pack
     from mmstream.pipelines.read import read_webdataset
     from mmstream.pipelines.repair import repair
     from mmstream.pipelines.statistics import stats
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "load_encoder",
     "open_index",
+    "pack",
     "read_webdataset",
     "repair",
     "stats",
@@ -49,6 +51,7 @@ _MODULES = {
     "evaluate": "mmstream.pipelines.evaluate",
     "load_encoder": "mmstream.encoders.build",
     "open_index": "mmstream.search.searcher",
+    "pack": "mmstream.pipelines.pack",
     "read_webdataset": "mmstream.pipelines.read",
     "repair": "mmstream.pipelines.repair",
     "stats": "mmstream.pipelines.statistics",

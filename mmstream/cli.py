@@ -188,6 +188,43 @@ def synth_scenes(
     return write_scenes(dest, num_train=train, num_test=test, num_unseen=unseen, seed=seed)
 
 
+@verb(app, "pack", "mmstream pack data.csv s3://bucket/shards --image file --text caption")
+def pack(
+    src: Annotated[str, typer.Argument(help="A .csv, .tsv, .jsonl or .parquet, or a folder of files.", metavar="SRC")],
+    dest: Annotated[str, typer.Argument(help="A folder or URL for the shards.", metavar="DEST")],
+    image: Annotated[str | None, typer.Option(help="Column of pictures: paths, URLs or bytes.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Column of sounds.")] = None,
+    video: Annotated[str | None, typer.Option(help="Column of videos.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of captions.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of classes; classes.json has their names.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column of the samples' names; rows are counted else.")] = None,
+    number: Annotated[list[str] | None, typer.Option(help="A column that has to be a number.")] = None,
+    label_folders: Annotated[
+        bool, typer.Option("--label-folders", help="Of a folder: its folders are the labels.")
+    ] = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Put each picture's SHA-256 into its JSON.")] = False,
+    samples_per_shard: Annotated[int, typer.Option(help="At most so many samples in a shard.", min=1)] = 1_000,
+    shard_bytes: Annotated[int, typer.Option(help="At most so many bytes in a shard.", min=1)] = 256 << 20,
+    limit: Annotated[int | None, typer.Option(help="Take at most this many rows.", min=1)] = None,
+    max_rejects: Annotated[str, typer.Option(help="Share of rows that may be set aside, as 5% or 0.05.")] = "5%",
+) -> Any:
+    """Pack a table or a folder into WebDataset shards; columns are told by their names, or by options."""
+    from mmstream.pipelines.pack import pack
+
+    return pack(
+        src,
+        dest,
+        columns={"image": image, "audio": audio, "video": video, "text": text, "label": label, "key": key},
+        numbers=number or (),
+        label_folders=label_folders,
+        sha256=sha256,
+        samples_per_shard=samples_per_shard,
+        shard_bytes=shard_bytes,
+        limit=limit,
+        max_rejects=_share(max_rejects),
+    )
+
+
 @verb(app, "inspect", "mmstream inspect 's3://bucket/{00000..00041}.tar'")
 def inspect(
     src: Sources,
