@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -30,12 +31,15 @@ from mmstream.storage.files import absolute, below, join, list_files, read_bytes
 from mmstream.telemetry import Progress, Report
 
 THREADS = 8
+USUAL_REJECTS = 0.05  # that embed takes without being told
 SHOWN_UNKNOWN = SHOWN_DIFFERENCES = 20
 
 _MANIFEST = re.compile(r"manifest/([0-9]{6,9})\.json")
 _FOLDED = re.compile(r"commits/([0-9]{6,9})\.([0-9]{1,9})\.json")
 _CHUNK = re.compile(r"commits/([0-9]{6,9})/([0-9]{6,9})\.([0-9]{1,9})\.json")
-_OTHER = re.compile(r"(catalog/[0-9]+|(data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet|(.*/)?\.[^/]*")  # or temporary
+_CATALOG = re.compile(r"catalog/([0-9]+\.parquet)")
+_OTHER = re.compile(r"((data|rejects)/[0-9]+-[0-9]+-[0-9a-f]+)\.parquet|(.*/)?\.[^/]*")  # or temporary
+_LOSS = re.compile(r"record .*/|(data|rejects) object |SHA-256 of |catalog ")  # of what is different
 R = TypeVar("R", bound=Sealed)
 Source = tuple[int, str]  # bytes and etag of a shard
 A = TypeVar("A")
@@ -72,7 +76,7 @@ class AuditReport(Report):
         return ExitCode.UNREACHABLE if self.unchecked else ExitCode.DONE
 
     def title(self) -> str:
-        if not self.finished:
+        if not self.finished and not any(_LOSS.match(d.what) for d in self.differences):
             return "audit: this set is unfinished, the same embed command goes on with it"
         if self.ok:
             return "audit: everything agrees"
@@ -112,7 +116,8 @@ class _Audit:
         self.manifests: dict[int, str] = {}
         self.folded: dict[int, dict[int, str]] = {}  # shard → generation → URL
         self.begun: dict[int, int] = {}  # shard that has records of chunks → their highest generation
-        self.lost_catalog = False
+        self.lost_catalog = self.is_behind = False  # of records that no catalog knows
+        self.catalogs: list[str] = []
         self.unknown: list[str] = []
         self.found = Findings()
 
@@ -147,9 +152,12 @@ class _Audit:
 
     def _next(self, manifest: Manifest | None) -> list[list[str]]:
         if manifest is None:
-            return [["embed", "SRC", self.root]] if not self.manifests else []
-        if not manifest.finished:
+            source = f"{self.root}/catalog/{max(self.catalogs)}" if self.catalogs else "SRC"
+            return [["embed", source, self.root, "--model", "SPEC"]] if not self.manifests else []
+        if not manifest.finished and not self._lost:
             return [self._to_go_on(manifest)]
+        if self.is_behind and not self._lost:
+            return [["embed", "SRC", self.root, "--model", manifest.encoder, "--append"]]
         if self.found.differences:
             replay = self.source and (self.found.damaged or self.found.rejects)  # for sources that were mended
             repair = ["repair", self.root, *(["--source", "SRC"] if self.lost_catalog else [])]
@@ -158,12 +166,19 @@ class _Audit:
             return [["audit", self.root, *(["--source"] if self.source else [])]]
         return [["index", "build", self.root, f"{self.root}-index"]]
 
+    @property
+    def _lost(self) -> bool:
+        """Whether something is damaged or gone that was there once: an unfinished set as such lacks nothing."""
+        return any(_LOSS.match(d.what) for d in self.found.differences)
+
     def _to_go_on(self, manifest: Manifest) -> list[str]:
         """The embed that finishes the set: its frozen catalog stands for the sources that it was begun with."""
         options = [word for field in manifest.fields for word in ("--field", field)]
         for name, value in manifest.filters.items():
             options += ["--filter", f"{name}={json.dumps(value)}"]
         options += ["--limit", str(manifest.limit)] if manifest.limit is not None else []
+        share = self.found.rejects.total() / max(1, self.found.num_samples)
+        options += ["--max-rejects", f"{min(100, math.ceil(100 * share + 1))}%"] if share > USUAL_REJECTS else []
         return ["embed", join(self.root, manifest.catalog), self.root, "--model", manifest.encoder, *options]
 
     def _list(self) -> None:
@@ -175,6 +190,8 @@ class _Audit:
                 self.begun[int(name[1])] = max(self.begun.get(int(name[1]), -1), int(name[3]))
             elif name := _MANIFEST.fullmatch(path):
                 self.manifests[int(name[1])] = file.url
+            elif name := _CATALOG.fullmatch(path):
+                self.catalogs.append(name[1])
             elif not _OTHER.fullmatch(path) and len(self.unknown) < SHOWN_UNKNOWN:
                 self.unknown.append(file.url)
         if not (self.manifests or self.folded or self.begun):
@@ -229,6 +246,7 @@ class _Audit:
             return found
         if catalog is not None and entry is None:
             found.differ("shard of a record", "in the catalog", "not there")
+            self.is_behind = True
         if record is not None:
             found.add(check_shard(terms, record, shard, entry))
         return found

@@ -2,7 +2,8 @@
 
 Objects go before their record, so an unreferenced one may belong to a writer at work: only what is older than a day
 goes, by the clock of the store. What any valid record of any generation refers to stays, whatever counts now; and where
-the newest record of a shard or chunk is damaged, all of that shard's objects stay, since it may have referred to them.
+the newest record of a shard or chunk is damaged, all of that shard's objects stay, since it may have referred to them;
+where a finished set's records are not those that its manifest vouches for, every object stays.
 Records, catalogs and manifests are never touched, nor is a file that is no part of a set.
 """
 
@@ -17,7 +18,8 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from mmstream.embeddings.layout import parse
-from mmstream.errors import RefusedError, UsageError
+from mmstream.embeddings.reader import EmbeddingSet
+from mmstream.errors import DifferencesError, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, ShardRecord
 from mmstream.storage.files import (
     FileInfo,
@@ -53,7 +55,7 @@ class GcReport(Report):
     temporaries: int
     bytes: int
     young: int  # unreferenced too, but not for a day yet
-    unsure: int  # objects of shards that have a damaged record
+    unsure: int  # objects that a damaged or lost record may have referred to
 
     def title(self) -> str:
         done = "would remove" if self.dry_run else "removed"
@@ -64,7 +66,9 @@ class GcReport(Report):
         if self.young:
             shown.append(("kept", f"{self.young:,} that nothing refers to, but which are younger than a day"))
         if self.unsure:
-            shown.append(("kept", f"{self.unsure:,} objects of shards with a damaged record; repair the set first"))
+            shown.append(
+                ("kept", f"{self.unsure:,} objects that a damaged or lost record may refer to; repair the set first")
+            )
         return shown
 
 
@@ -84,6 +88,8 @@ def gc(dest: str, *, dry_run: bool = False) -> GcReport:
     deadline = _now(root) - MIN_AGE
     temporaries = [f for f in files if _TEMPORARY.fullmatch(below(root, f.url))]
     objects, unsure = _unreferenced(root, files, records)
+    if objects and not _is_whole(root):
+        objects, unsure = [], unsure + len(objects)
     with ThreadPoolExecutor(THREADS) as pool, Progress("gc", len(objects) + len(temporaries), "files") as progress:
         old: list[list[FileInfo]] = []
         for group in (objects, temporaries):
@@ -102,8 +108,17 @@ def gc(dest: str, *, dry_run: bool = False) -> GcReport:
         bytes=sum(f.bytes for f in going),
         young=len(objects) + len(temporaries) - len(going),
         unsure=unsure,
-        next=[shlex.join(["mmstream", "gc" if dry_run and going else "audit", root])],
+        next=[shlex.join(["mmstream", "repair" if unsure else "gc" if dry_run and going else "audit", root])],
     )
+
+
+def _is_whole(root: str) -> bool:
+    """Whether the records are those that the manifest vouches for; a set that is not finished vouches for none."""
+    try:
+        emb = EmbeddingSet.open(root, finished=False)
+        return not emb.manifest.finished or bool(emb.shards)
+    except (DifferencesError, RefusedError):
+        return False
 
 
 def _now(root: str) -> datetime:

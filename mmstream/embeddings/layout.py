@@ -111,6 +111,23 @@ def latest_manifest(root: str) -> StoredManifest | None:
     return None
 
 
+def check_there(root: str, found: object) -> None:
+    """
+    Raises:
+        DifferencesError: no manifest was `found`, and records are there.
+        UsageError: nor are these.
+    """
+    if found is not None:
+        return
+    if next(iter(list_records(root)), None) is not None:
+        raise DifferencesError(
+            f"{root}: the manifests of this embedding set are lost, its records are there. The embed command that made "
+            f"it takes up all that fit; where shards were appended, name the newest file of {join(root, 'catalog')} as "
+            "its source, which keeps their numbers."
+        )
+    raise UsageError(f"{root}: no embedding set is there. Make one with `mmstream embed SRC {root}`.")
+
+
 def was_finished(root: str) -> bool:
     """Whether any valid generation of the manifest says that nothing was missing."""
     for file in list_files(join(root, "manifest")):
@@ -226,15 +243,15 @@ def read_chunk_records(shard: int, names: Generations, source: tuple[int, str]) 
 
 
 def highest_valid(
-    kind: type[C], names: Iterable[tuple[int, str]], shard: int, source: tuple[int, str]
+    kind: type[C], names: Iterable[tuple[int, str]], shard: int, source: tuple[int, str] | None = None
 ) -> tuple[int, C] | None:
-    """The first of `names` that holds a valid record of this shard and source, with its generation."""
+    """The first of `names` that holds a valid record of this shard and source, if one is given, with its generation."""
     for generation, url in names:
         try:
             record = parse(kind, read_bytes(url), url)
         except (InvalidRecordError, UsageError):
             continue  # damaged, or gone since the listing: the next one counts, and `mmstream audit` names this one
-        if record.shard == shard and record.source == source:
+        if record.shard == shard and source in (None, record.source):
             return generation, record
     return None
 
@@ -302,20 +319,29 @@ def check_newest(root: str, stored: StoredManifest) -> None:
         )
 
 
-def check_known(root: str, stored: StoredManifest, catalog: pa.Table, listed: Iterable[int]) -> None:
+def check_known(root: str, stored: StoredManifest, catalog: pa.Table, listed: Mapping[int, Generations]) -> None:
     """Whether all shards that have records (`listed`) are in the catalog of a finished set. Those that were appended
-    since this manifest was read are none of it.
+    since this manifest was read are none of it, nor is what only has the name of a record.
 
     Raises:
         DifferencesError: they are not: a newer manifest was lost.
     """
-    unknown = sorted(shard for shard in listed if shard >= catalog.num_rows) if stored.manifest.finished else []
-    if unknown and _is_latest(root, stored):
+    if not stored.manifest.finished:
+        return
+    unknown = next((s for s in listed if s >= catalog.num_rows and _has_a_record(listed[s], s)), None)
+    if unknown is not None and _is_latest(root, stored):
         raise DifferencesError(
-            f"{root}: {len(unknown):,} shards have records and are not in the catalog that the manifest names, the "
-            f"first is {unknown[0]}: a newer manifest was lost. Run the embed command that added them again, with "
-            "--append: it takes up all that is there."
+            f"{root}: shard {unknown} has a record and is not in the catalog that the manifest names: a newer manifest "
+            "was lost. Run the embed command that added it again, with --append: it takes up all that is there."
         )
+
+
+def _has_a_record(names: Generations, shard: int) -> bool:
+    of_chunks = (names.chunks[chunk] for chunk in sorted(names.chunks))
+    return bool(
+        highest_valid(ShardRecord, names.folded, shard)
+        or any(highest_valid(ChunkRecord, of_chunk, shard) for of_chunk in of_chunks)
+    )
 
 
 def _is_latest(root: str, stored: StoredManifest) -> bool:

@@ -18,6 +18,7 @@ from mmstream.embeddings.layout import (
     StoredManifest,
     check_known,
     check_newest,
+    check_there,
     check_totals,
     latest_manifest,
     read_records,
@@ -46,7 +47,8 @@ def read_object(root: str, stored: StoredObject) -> bytes:
     if found != stored.sha256:
         raise DifferencesError(
             f"{join(root, stored.path)}: SHA-256 is {found[:16]}…, its record says {stored.sha256[:16]}…. "
-            "The object was damaged or replaced; `mmstream audit` names everything that is affected."
+            f"The object was damaged or replaced; `mmstream audit {root}` names everything that is affected, `mmstream "
+            f"repair {root}` makes it anew."
         )
     return data
 
@@ -87,12 +89,13 @@ class EmbeddingSet:
         """
         url = absolute(url)
         found = latest_manifest(url)
-        if found is None:
-            raise UsageError(f"{url}: no embedding set is there. Make one with `mmstream embed SRC {url}`.")
+        check_there(url, found)
+        assert found is not None
         check_newest(url, found)
         if finished and not found.manifest.finished:
+            lost = f", since {join(url, found.damaged[0])} is damaged" if found.damaged else ""
             raise RefusedError(
-                f"{url}: this embedding set is unfinished (manifest: finished is false). "
+                f"{url}: this embedding set is unfinished (manifest: finished is false{lost}). "
                 "Run the same `mmstream embed` again: it goes on where it stopped."
             )
         return EmbeddingSet(url, found)
@@ -104,11 +107,15 @@ class EmbeddingSet:
         Raises:
             DifferencesError: it is not the one that the manifest vouches for.
         """
-        data = read_bytes(join(self.url, self.manifest.catalog))
+        try:
+            data = read_bytes(join(self.url, self.manifest.catalog))
+        except UsageError:
+            data = b""
         if hashlib.sha256(data).hexdigest() != self.manifest.catalog_sha256:
             raise DifferencesError(
-                f"{join(self.url, self.manifest.catalog)}: the catalog is not the one that the manifest vouches for. "
-                "It was damaged or replaced: restore it, or embed into another folder."
+                f"{join(self.url, self.manifest.catalog)}: the catalog is lost, or not the one that the manifest "
+                "vouches for. Name the shards as they were named to embed, and it is made again: `mmstream repair "
+                f"{self.url} --source SRC`."
             )
         return pq.read_table(pa.BufferReader(data))
 

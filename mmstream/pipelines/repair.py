@@ -18,6 +18,7 @@ import pyarrow as pa
 from mmstream.embeddings.layout import (
     Records,
     check_known,
+    check_there,
     highest_valid,
     next_generations,
     read_records,
@@ -271,8 +272,8 @@ def replay(dest: str, reasons: Collection[str] | None = None) -> ReplayReport:
 def _open(dest: str, sources: Sequence[str] = ()) -> tuple[OpenSet, Mapping[int, Generations]]:
     """The set, and the names of its records."""
     opened = open_set(absolute(dest), sources)
-    if opened is None:
-        raise UsageError(f"{dest}: no embedding set is there. Make one with `mmstream embed SRC {dest}`.")
+    check_there(absolute(dest), opened)
+    assert opened is not None
     names = list_records(opened.dest)
     check_known(opened.dest, opened.stored, opened.catalog, names)
     return opened, names

@@ -118,6 +118,17 @@ def test_where_a_newest_record_is_damaged_its_shard_keeps_everything(emb: Path) 
     assert gc(str(emb)).objects == 1, "a later generation has taken its place"
 
 
+@pytest.mark.parametrize("lost", ["commits", "commits/000000*"])
+def test_a_finished_set_that_lost_records_keeps_every_object(emb: Path, lost: str) -> None:
+    leave(emb, "data/000000-000001-00ff00ff00ff.parquet", 48)
+    objects = sorted((emb / "data").iterdir())
+    for path in emb.glob(lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = gc(str(emb))
+    assert sorted((emb / "data").iterdir()) == objects
+    assert report.objects == 0 < report.unsure and "mmstream repair" in report.next[0]
+
+
 def test_what_is_committed_while_gc_looks_around_stays(emb: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that was asleep for two days commits between gc's two listings."""
     record = ChunkRecord.from_bytes((emb / "commits/000000/000001.0.json").read_bytes())

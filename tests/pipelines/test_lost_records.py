@@ -287,7 +287,7 @@ def test_without_a_valid_manifest_the_error_says_what_to_do_and_that_works(made:
             command()
     assert mm.audit(str(emb)).next == []
     (emb / "manifest").rename(made / "aside")
-    assert mm.audit(str(emb)).next[0] == f"mmstream embed SRC {emb}"
+    assert mm.audit(str(emb)).next[0] == f"mmstream embed {emb}/catalog/000000.parquet {emb} --model SPEC"
     report = embed(made)
     assert (report.rows, report.resumed_samples) == (3 * ROWS - 1, 3 * ROWS)
     assert mm.audit(str(emb)).differences == []
@@ -335,7 +335,7 @@ def test_records_that_no_manifest_speaks_of_any_more_are_missed_and_taken_up_aga
     with pytest.raises(DifferencesError):
         keys(appended)
     for command in (repair, replay):
-        with pytest.raises(DifferencesError, match=r"1 shards have records .* first is 3: .*embed.* with --append"):
+        with pytest.raises(DifferencesError, match=r"shard 3 has a record and is not in the catalog.* with --append"):
             command(str(emb))
     report = embed(appended, append=True)
     assert (report.rows, report.resumed_samples) == (4 * ROWS - 1, 4 * ROWS)
@@ -365,3 +365,25 @@ def test_a_replay_that_an_embed_outran_is_finished_by_the_next_one(made: Path) -
     assert "replayed 0 chunks" in replay(str(emb)).title()
     assert keys(made) == ALL
     assert mm.audit(str(emb), source=True).differences == []
+
+
+def test_an_unfinished_set_that_lost_something_is_repaired_and_not_gone_on_with(made: Path) -> None:
+    emb = made / "emb"
+    flip(emb / "manifest/000001.json")
+    next((emb / "data").iterdir()).unlink()
+    report = mm.audit(str(emb))
+    assert report.next == [f"mmstream repair {emb}"] and "unfinished" not in report.title()
+    assert repair(str(emb)).chunks_recomputed == 1
+    assert mm.audit(str(emb), source=True).ok
+
+
+def test_readers_of_a_set_without_manifests_or_catalog_say_what_makes_it_whole(made: Path) -> None:
+    emb = made / "emb"
+    (emb / "catalog/000000.parquet").rename(made / "aside.parquet")
+    with pytest.raises(DifferencesError, match=r"catalog is lost.* `mmstream repair .*/emb --source SRC`"):
+        keys(made)
+    (made / "aside.parquet").rename(emb / "catalog/000000.parquet")
+    shutil.rmtree(emb / "manifest")
+    for command in (keys, lambda root: repair(str(root / "emb"))):
+        with pytest.raises(DifferencesError, match=r"manifests .* are lost, its records are there"):
+            command(made)
