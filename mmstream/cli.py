@@ -245,7 +245,12 @@ def stats(
         list[str] | None, typer.Option(help="A number in the JSON, as width or exif.iso; all by default.")
     ] = None,
     limit: Limit = None,
-    max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
+    max_rejects: Annotated[
+        str,
+        typer.Option(
+            help="Share of samples that may be set aside, as 5% or 0.05; judged from 100 samples on, 0 always."
+        ),
+    ] = "5%",
 ) -> Any:
     """Mean, std, extremes, quantiles, missing values: of channels, mel bands, JSON numbers, caption lengths."""
     from mmstream.errors import UsageError
@@ -262,7 +267,12 @@ def embed(
     src_dest: Annotated[list[str], typer.Argument(help="Sources, then the destination.", metavar="SRC… DEST")],
     model: Model = None,
     limit: Limit = None,
-    max_rejects: Annotated[str, typer.Option(help="Share of samples that may be set aside, as 5% or 0.05.")] = "5%",
+    max_rejects: Annotated[
+        str,
+        typer.Option(
+            help="Share of samples that may be set aside, as 5% or 0.05; judged from 100 samples on, 0 always."
+        ),
+    ] = "5%",
     field: Annotated[list[str] | None, typer.Option(help="A JSON field to keep beside the vectors.")] = None,
     filter: Annotated[
         list[str] | None, typer.Option(help="Which samples are wanted, as min_side=64 or 'languages=[en, de]'.")

@@ -217,7 +217,7 @@ def _is_over(max_rejects: float, num_samples: int, chunk: Chunk, num_rejects: in
     if chunk.damage:
         num_rejects -= 1  # it stands for the unknown rest
         behind = int((shard_bytes - chunk.damage.offset) * chunk.num_samples / max(1, chunk.damage.offset))
-    if num_samples + behind < BUDGET_AT_END_FROM_SAMPLES:
+    if num_samples + behind < BUDGET_AT_END_FROM_SAMPLES and max_rejects > 0:
         return False
     rejected = num_samples * num_rejects / max(1, chunk.num_samples)
     return rejected + behind > max_rejects * (num_samples + behind)

@@ -153,7 +153,8 @@ def embed(
         filters: which samples are wanted, limits of `media.filters.Filters`; the others become rejects, `filtered`,
             which `max_rejects` does not count.
         limit: take at most this many samples, from the first shards on.
-        max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on.
+        max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on, and at
+            the end from 100 on. 0 allows none, however few there are.
         append: take in the shards that the source gained since; those that were there keep their numbers.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from pydantic import BaseModel
 
+from mmstream.errors import Reason
 from mmstream.pipelines.ledger import Ledger
 from mmstream.schema import Manifest
 from mmstream.telemetry import Report
@@ -63,7 +64,9 @@ class EmbedReport(Report):
         shown += [(f"field {name}", NULLS) for name in self.absent_fields]
         for d in self.damaged:
             where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
-            lost = f"at least {d.rows_seen:,} samples, and about {d.rows_behind:,} lie behind the damage"
+            lost = f"{d.rows_seen:,} samples came before it, and about {d.rows_behind:,} lie behind"
+            if d.reason == Reason.TAR_TRUNCATED and not d.rows_behind:
+                lost = f"{d.rows_seen:,} samples came before it, and what was cut off nobody knows"
             shown.append(("damaged", f"{where}: {lost}"))
         return shown
 

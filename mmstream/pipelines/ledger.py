@@ -179,16 +179,20 @@ class Ledger:
         return {s: int(b.num_bytes * rate) if b.known is None else b.known for s, b in self._behind.items()}
 
     def _check_budget(self, from_samples: int) -> None:
-        rejected, unknown = self.rejects.total() - self.rejects[Reason.FILTERED], sum(self.damaged.values())
+        broken, unknown = len(self._behind), sum(self.damaged.values())
+        # A shard that broke has a reject, too, which is no sample: it stands for those that lie behind.
+        rejected = self.rejects.total() - self.rejects[Reason.FILTERED] - broken
         seen = self.num_samples + unknown
-        if seen < from_samples or rejected + unknown <= self.max_rejects * seen:
+        is_judged = seen >= from_samples or self.max_rejects == 0
+        if not is_judged or rejected + max(unknown, broken) <= self.max_rejects * seen:
             return
         counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.rejects.items()))
-        behind = f", and about {unknown:,} samples lie behind damage" if unknown else ""
+        behind = f"; {broken:,} shards broke off, and about {unknown:,} samples lie behind damage" if broken else ""
         raise TooManyRejectsError(
             f"{self.dest}: {rejected:,} of {self.num_samples:,} samples were rejected ({counts}){behind}: more than "
-            f"--max-rejects {self.max_rejects:.0%}. Committed work stays; mend the source, or raise --max-rejects "
-            "and run the same command again."
+            f"--max-rejects {self.max_rejects:.0%}. Committed work stays, `mmstream rejects {self.dest}` shows why. "
+            "Raise --max-rejects and run the same embed again; or mend the source, and `mmstream rejects "
+            f"{self.dest} --replay` takes it in."
         )
 
     def finish(self, source: str) -> Totals:
@@ -204,6 +208,9 @@ class Ledger:
         if self.num_samples == 0:
             broken = [s.damage for s in self.shards.values() if s.damage]
             why = f" (the first: {broken[0].reason}, {broken[0].detail})" if broken else ""
-            raise UsageError(f"{source}: no shard gave a sample{why}. Are these WebDataset tars?")
+            raise UsageError(
+                f"{source}: no shard gave a sample{why}. Are these WebDataset tars? If they are mended, `mmstream "
+                f"rejects {self.dest} --replay` takes them in; for others use another folder."
+            )
         self._check_budget(BUDGET_AT_END_FROM_SAMPLES)
         return totals_of(self.shards.values())

@@ -55,7 +55,8 @@ def stats(
         of: some of image (channels), audio (mel bands), numbers (JSON fields), captions (length); all by default.
         fields: JSON fields, dotted where they are in objects; all that hold numbers by default.
         limit: take at most this many samples, from the first shards on.
-        max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on.
+        max_rejects: share of samples that may be set aside before the run ends; judged from 1,000 samples on, and at
+            the end from 100 on. 0 allows none, however few there are.
 
     Raises:
         UsageError: nothing matches, `dest` is no .json, an unknown kind, or no shard gave a sample.
@@ -124,7 +125,8 @@ def _counted(catalog: pa.Table, wanted: Wanted, max_rejects: float) -> tuple[Sam
 
 def _check_budget(tally: SampleTally, max_rejects: float, from_samples: int) -> None:
     rejected = tally.rejects.total()
-    if tally.samples < from_samples or rejected <= max_rejects * tally.samples:
+    is_judged = tally.samples >= from_samples or max_rejects == 0
+    if not is_judged or rejected <= max_rejects * tally.samples:
         return
     counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(tally.rejects.items()))
     raise TooManyRejectsError(

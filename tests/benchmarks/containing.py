@@ -45,7 +45,7 @@ def bare(shared: Containment, chunk: int) -> Iterator[Decoder]:
 
 @contextmanager
 def watched(shared: Containment, chunk: int) -> Iterator[Decoder]:
-    with shared.chunk(ChunkInfo(0, chunk, 0, 0, False, None, "", 0, "", 0, 0.0, 0.0, 0)) as decoder:
+    with shared.chunk(ChunkInfo(0, chunk, 0, 0, False, None, "", 0, "", 0, 0.0, 0)) as decoder:
         yield decoder
 
 

@@ -122,7 +122,7 @@ def test_training_sets_a_crash_and_a_hang_aside_and_uses_the_rest_in_every_epoch
 
 
 def chunk(epoch: int = 0) -> ChunkInfo:
-    return ChunkInfo(3, 5, 2560, 512, False, None, "s3://bucket/00003.tar", 0, "", 0, 0.0, 0.0, epoch)
+    return ChunkInfo(3, 5, 2560, 512, False, None, "s3://bucket/00003.tar", 0, "", 0, 0.0, epoch)
 
 
 @pytest.mark.usefixtures("ray_local")
