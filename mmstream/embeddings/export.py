@@ -35,9 +35,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mmstream.embeddings.reader import EmbeddingSet
-from mmstream.errors import RefusedError, UsageError
+from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.schema import ExportRecord, StoredObject
 from mmstream.storage.files import absolute, exists, is_local, join, list_files, read_bytes, upload, write_bytes
+from mmstream.storage.ranges import RangeReader
 from mmstream.telemetry import Progress, Report, warn
 
 FORMATS = ("clip-retrieval",)
@@ -163,7 +164,7 @@ def _modalities(emb: EmbeddingSet, of: str | None) -> list[str]:
 
 
 def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
-    """The record at `out`, if it is of just this export and all parts are there in the size that it says."""
+    """The record at `out`, if it is of just this export and all its parts are sound."""
     url = join(out, RECORD)
     if not exists(url):
         return None
@@ -175,11 +176,18 @@ def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
         before, now = getattr(found, name), getattr(wanted, name)
         if before != now:
             raise RefusedError(f"{out}: {name} of the export there is {before}, not {now}. Choose another folder.")
-    there = {m[1]: f.bytes for f in list_files(out) if (m := _PART.search(f.url))}
-    lost = [f.path for f in found.files if there.get(f.path) != f.bytes]
+    lost = [f.path for f in found.files if not _is_sound(out, f)]
     if lost:
-        warn(f"{out}: {len(lost):,} parts were lost or cut since, the first is {lost[0]}: all are written again.")
+        warn(f"{out}: {len(lost):,} parts were lost or damaged since, the first is {lost[0]}: all are written again.")
     return None if lost else found
+
+
+def _is_sound(out: str, part: StoredObject) -> bool:
+    try:
+        with RangeReader(join(out, part.path), bytes=part.bytes) as reader:
+            return reader.sha256() == part.sha256
+    except Rejected:  # gone, or of another size
+        return False
 
 
 def _refuse_others(out: str, written: set[str]) -> None:

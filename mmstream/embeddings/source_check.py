@@ -16,7 +16,7 @@ from mmstream.embeddings.findings import Findings
 from mmstream.embeddings.recount import Recount, Row
 from mmstream.errors import Reason, Rejected, UnreachableError, UsageError
 from mmstream.schema import ChunkRecord, Damage
-from mmstream.storage.files import info, is_local, read_bytes
+from mmstream.storage.files import how_to_restore, info, is_local, read_bytes
 from mmstream.storage.ranges import BLOCK_BYTES, RangeReader
 
 LOCAL_BLOCK_BYTES = 1 << 15  # payloads larger than this are not read; remote requests cost too much to be so small
@@ -69,7 +69,10 @@ class SourceCheck:
         if now.bytes != size or (etag and now.etag and now.etag != etag):
             if was_lost:
                 return None
-            self._findings.differ("source since it was embedded (bytes, etag)", (size, etag), (now.bytes, now.etag))
+            hint = how_to_restore(url, etag) if now.bytes == size else ""
+            self._findings.differ(
+                "source since it was embedded (bytes, etag)", (size, etag), f"{(now.bytes, now.etag)}.{hint}"
+            )
         return None if reason == Reason.CHECKSUM and self._fails_its_checksum() else url
 
     def _fails_its_checksum(self) -> bool:

@@ -32,7 +32,7 @@ from mmstream.pipelines.embed import run
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import OpenSet, open_set, stored_encoder
 from mmstream.schema import ChunkRecord, ShardRecord
-from mmstream.storage.files import FileInfo, absolute, info
+from mmstream.storage.files import FileInfo, absolute, how_to_restore, info
 from mmstream.telemetry import Report
 
 READ_THREADS = 8
@@ -127,6 +127,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
         raise RefusedError(
             f"{opened.dest}: source differs: {_first(changed)} changed or went away since the set was made, so that "
             "lost parts of it cannot be made anew; all else is repaired. Restore them and run it again."
+            + _if_the_same(opened, changed[0])
         )
     num_folded = ledger.num_folded
     if _is_other(opened, ledger):
@@ -210,6 +211,14 @@ def _check_not_outrun(ledger: Ledger) -> None:
 
 def _first(urls: Sequence[str]) -> str:
     return ", ".join(urls[:3]) + (f" and {len(urls) - 3} more" if len(urls) > 3 else "")
+
+
+def _if_the_same(opened: OpenSet, url: str) -> str:
+    """What to do where the shard may only have another time."""
+    shard = opened.catalog["url"].to_pylist().index(url)
+    size, etag = (opened.catalog[name][shard].as_py() for name in ("bytes", "etag"))
+    now = _info(url)
+    return how_to_restore(url, etag) if now and now.bytes == size else ""
 
 
 def _url(opened: OpenSet, shard: int) -> str:

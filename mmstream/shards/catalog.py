@@ -29,6 +29,7 @@ from mmstream.storage.files import (
     absolute,
     exists,
     glob_files,
+    how_to_restore,
     info,
     is_folder,
     is_local,
@@ -205,6 +206,7 @@ def check_same(stored: pa.Table, now: pa.Table, where: str) -> None:
             raise RefusedError(
                 f"{where}: catalog differs: {column} of shard {shard} was {before} and is {after}. "
                 "Restore the source, or embed into a new folder."
+                + (how_to_restore(stored["url"][shard].as_py(), before) if column == "etag" else "")
             )
     differs = pc.fill_null(pc.not_equal(stored["sha256"], now["sha256"]), False)  # that one is not known is no change
     if (shard := differs.index(True).as_py()) >= 0:

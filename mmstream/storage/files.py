@@ -12,6 +12,7 @@ import glob
 import os
 import random
 import re
+import shlex
 import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -381,3 +382,12 @@ def file_info(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> FileInfo:
 
 def local_etag(mtime: float) -> str:
     return str(int(mtime * 1e6))
+
+
+def how_to_restore(url: str, etag: str) -> str:
+    """What gives a local file the etag back that it had, for a message; nothing for objects of a store."""
+    if not is_local(url) or not etag.isdigit():
+        return ""
+    path = shlex.quote(url.removeprefix("file://").removeprefix("local://"))
+    # Half a microsecond more, so that no rounding on the way makes it the one before.
+    return f" If its bytes are still the same, it is its time alone: `touch -d @{etag[:-6]}.{etag[-6:]}5 {path}`."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -387,3 +388,19 @@ def test_readers_of_a_set_without_manifests_or_catalog_say_what_makes_it_whole(m
     for command in (keys, lambda root: repair(str(root / "emb"))):
         with pytest.raises(DifferencesError, match=r"manifests .* are lost, its records are there"):
             command(made)
+
+
+def test_a_source_that_only_has_another_time_is_given_the_old_one_back_by_what_the_message_says(made: Path) -> None:
+    tar_path, emb = made / "tars/1.tar", made / "emb"
+    os.utime(tar_path)
+    next((emb / "data").glob("000001-*")).unlink()
+    hints = []
+    for command in (lambda: embed(made, append=True), lambda: repair(str(emb))):
+        with pytest.raises(RefusedError, match=r"`touch -d @\d+\.\d+ .*/1\.tar`") as refused:
+            command()
+        hints.append(str(refused.value).split("`")[-2])
+    audited = [d for d in mm.audit(str(emb), source=True).differences if d.what.startswith("source since")]
+    assert hints[0] == hints[1] and hints[0] in audited[0].found
+    subprocess.run(shlex.split(hints[0]), check=True)
+    assert repair(str(emb)).chunks_recomputed == 1
+    assert mm.audit(str(emb), source=True).ok and embed(made).already_finished

@@ -85,12 +85,12 @@ def test_a_shard_that_breaks_or_goes_away_is_a_row_that_says_so(folder: Path) ->
 def test_a_shard_that_changes_before_a_dead_readers_task_is_repeated_loses_no_row_without_a_word(
     folder: Path, becomes: str
 ) -> None:
-    path = folder / "0.tar"
+    path, whole = folder / "0.tar", shard(0)  # a worker has the closure and does not know this module
 
     def read(task: ShardTask) -> Iterator[pa.Table]:
         for table in read_samples(task, columns=SAMPLE.names):
             yield table
-            if path.read_bytes() == shard(0):  # the first time
+            if path.read_bytes() == whole:  # the first time
                 path.write_bytes(b"another") if becomes == "another" else path.unlink()
                 time.sleep(1)  # until the block has gone
                 os._exit(1)

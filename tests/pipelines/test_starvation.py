@@ -14,6 +14,7 @@ from tars import make_tar
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.media.decoding import Decoder, Direct
+from mmstream.media.filters import Filters
 from mmstream.pipelines import embed, source
 from mmstream.storage import ranges
 from mmstream.timing import ADVICE, Diagnosis, diagnosed
@@ -62,7 +63,7 @@ def ran(folder: Path) -> Diagnosis:
     tar = make_tar(files)
     (folder / "a.tar").write_bytes(tar)
     encoder = FakeEncoder("fake:8")
-    settings = ("fake:8", encoder.fingerprint, str(folder / "emb"), (), 2, 32, {}, Uncontained())
+    settings = ("fake:8", encoder.fingerprint, str(folder / "emb"), (), Filters(), 2, 32, {}, Uncontained())
     actor, seconds = embed._Encode(*settings), dict.fromkeys(embed.STAGES, 0.0)
     task = source.ShardTask(0, str(folder / "a.tar"), len(tar), "")
     num_rows = 0
