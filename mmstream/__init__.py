@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmstream.embeddings.audit import audit
+    from mmstream.embeddings.reader import EmbeddingSet
     from mmstream.encoders.build import load_encoder
     from mmstream.index.build import build_index
     from mmstream.pipelines.embed import embed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from mmstream.search.searcher import open_index
 
 __all__ = [
+    "EmbeddingSet",
     "audit",
     "build_index",
     "embed",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EmbeddingSet": "mmstream.embeddings.reader",
     "audit": "mmstream.embeddings.audit",
     "build_index": "mmstream.index.build",
     "embed": "mmstream.pipelines.embed",

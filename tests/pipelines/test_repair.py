@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pytest
 from embedding_sets import embed_here
 from PIL import Image
@@ -173,6 +175,10 @@ def test_replay_takes_in_a_mended_shard_as_a_whole_under_a_new_catalog(broken: P
     assert (report.rejects_before, report.rejects, report.rows_gained) == ({"not_image": 1}, {}, 6)
     assert [Path(url).name for url in report.mended] == ["a.tar"]
     assert keys_of(emb) == [f"{i:06}" for i in range(ROWS + 5)] + [f"{i:06}" for i in range(ROWS, 2 * ROWS)]
+    rows = pa.concat_tables(mm.EmbeddingSet.open(str(emb)).tables(["id", "key"]))  # as the README has it
+    assert duckdb.sql("select count(distinct id) from rows").fetchall() == [(2 * ROWS + 5,)] == [(rows.num_rows,)]
+    [(of_all_files,)] = duckdb.sql(f"select count(*) from '{emb}/data/*.parquet'").fetchall()
+    assert of_all_files > rows.num_rows
     assert mm.audit(str(emb), source=True).differences == []
     assert mm.embed(str(broken / "broken"), str(emb), model="fake:8").already_finished
 
