@@ -7,6 +7,7 @@ that print well, convert to plain JSON and end with the next command to type.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from types import TracebackType
@@ -45,6 +46,18 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Tells a person what they should know, quiet or not."""
     stderr().print(text, style="yellow", markup=False, soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """`"1 shard"`, `"2 shards"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def to_look_at(page: str) -> list[str]:
+    """The command that shows a page, as what to type next; none for a page in a store that no browser reads."""
+    if "://" in page and not page.startswith(("file://", "http://", "https://")):
+        return []
+    return [shlex.join(["open" if sys.platform == "darwin" else "xdg-open", page])]
 
 
 def short_hashes(text: str) -> str:

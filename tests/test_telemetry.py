@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from mmstream.telemetry import Progress, Report, say, set_quiet, short_hashes
+from mmstream.telemetry import Progress, Report, counted, say, set_quiet, short_hashes, to_look_at
 
 
 def test_the_time_left_counts_neither_the_start_nor_what_an_earlier_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +29,14 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         set_quiet(False)
     assert capsys.readouterr().err == "starting a local Ray …\n"
+
+
+def test_one_is_no_plural_and_a_page_is_opened_as_its_system_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [counted(n, "shard") for n in (0, 1, 2, 1_000)] == ["0 shards", "1 shard", "2 shards", "1,000 shards"]
+    for system, opener in (("linux", "xdg-open"), ("darwin", "open")):
+        monkeypatch.setattr("sys.platform", system)
+        assert to_look_at("my hits.html") == [f"{opener} 'my hits.html'"]
+    assert to_look_at("s3://bucket/hits.html") == []
 
 
 def test_a_person_sees_the_first_digits_of_a_hash_and_a_program_all_of_them() -> None:

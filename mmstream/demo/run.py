@@ -35,7 +35,7 @@ from mmstream.pipelines.resources import cores, start_ray
 from mmstream.search.pictures import read_picture
 from mmstream.search.searcher import open_index
 from mmstream.storage.files import absolute, exists, is_folder, join, list_files, read_bytes, write_bytes
-from mmstream.telemetry import Progress, Report
+from mmstream.telemetry import Progress, Report, to_look_at
 
 NUM_TRAIN, NUM_TEST, NUM_UNSEEN = 20_000, 1_000, 1_000
 FIELDS = ("fits", "unseen_pair", "swapped")
@@ -142,7 +142,7 @@ def demo(dir: str) -> DemoRun:
         stages={s.name: round(s.seconds, 1) for s in stages.shown},
         report=page,
         seconds=round(seconds, 1),
-        next=[f"open {page}", *(command for command, _ in commands)],
+        next=[*to_look_at(page), *(command for command, _ in commands)],
     )
 
 

@@ -19,7 +19,7 @@ from random import Random
 
 from mmstream.demo.scenes import Scene, draw, fits, make_scene
 from mmstream.storage.files import join
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 SHARD_SAMPLES = 1_000
 
@@ -38,13 +38,13 @@ class ScenesReport(Report):
 
     def lines(self) -> list[tuple[str, str]]:
         return [
-            ("to train on", f"{self.num_train:,} scenes"),
-            ("to test with", f"{self.num_test:,} scenes, a perfect model reaches R@1 = {self.ceiling:.3f}"),
+            ("to train on", counted(self.num_train, "scene")),
+            ("to test with", f"{counted(self.num_test, 'scene')}, a perfect model reaches R@1 = {self.ceiling:.3f}"),
             (
                 "unseen pairs",
-                f"{self.num_unseen:,} scenes, a perfect model reaches R@1 = {self.ceiling_unseen_pairs:.3f}",
+                f"{counted(self.num_unseen, 'scene')}, a perfect model reaches R@1 = {self.ceiling_unseen_pairs:.3f}",
             ),
-            ("where", f"{self.dest}, {self.shards} shards"),
+            ("where", f"{self.dest}, {counted(self.shards, 'shard')}"),
         ]
 
 

@@ -28,7 +28,7 @@ from mmstream.embeddings.shard_check import Terms, check_shard
 from mmstream.errors import ExitCode, RefusedError, UnreachableError, UsageError
 from mmstream.schema import CATALOG, FORMAT, ChunkRecord, Manifest, Sealed, ShardRecord
 from mmstream.storage.files import absolute, below, join, list_files, read_bytes
-from mmstream.telemetry import Progress, Report
+from mmstream.telemetry import Progress, Report, counted
 
 THREADS = 8
 USUAL_REJECTS = 0.05  # that embed takes without being told
@@ -80,11 +80,11 @@ class AuditReport(Report):
             return "audit: this set is unfinished, the same embed command goes on with it"
         if self.ok:
             return "audit: everything agrees"
-        counts = {"differences": len(self.differences), "unchecked": len(self.unchecked)}
-        return "audit: " + ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+        said = [counted(len(self.differences), "difference")] if self.differences else []
+        return "audit: " + ", ".join(said + ([f"{len(self.unchecked):,} unchecked"] if self.unchecked else []))
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
+        shown = [("where", self.dest), ("rows", f"{self.rows:,} in {counted(self.shards, 'shard')}")]
         shown.append(("rejects", ", ".join(f"{r} {n:,}" for r, n in self.rejects.items()) or "none"))
         for d in self.damaged:
             where = f"shard {d['shard']}: {d['reason']} at byte {d['offset']:,}"
@@ -92,7 +92,8 @@ class AuditReport(Report):
         if self.unknown:
             shown.append(("unknown files", ", ".join(self.unknown)))
         if self.source:
-            shown.append(("in the source", f"{self.source.samples:,} samples counted in {self.source.shards:,} shards"))
+            samples, shards = counted(self.source.samples, "sample"), counted(self.source.shards, "shard")
+            shown.append(("in the source", f"{samples} counted in {shards}"))
         for name, found in (("difference", self.differences), ("unchecked", self.unchecked)):
             shown += [(name, str(one)) for one in found[:SHOWN_DIFFERENCES]]
             if (more := len(found) - SHOWN_DIFFERENCES) > 0:

@@ -39,7 +39,7 @@ from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.schema import ExportRecord, StoredObject
 from mmstream.storage.files import absolute, exists, is_local, join, list_files, read_bytes, upload, write_bytes
 from mmstream.storage.ranges import RangeReader
-from mmstream.telemetry import Progress, Report, warn
+from mmstream.telemetry import Progress, Report, counted, warn
 
 FORMATS = ("clip-retrieval",)
 ROWS_PER_FILE = 1_000_000
@@ -62,9 +62,9 @@ class ExportReport(Report):
     already_finished: bool = False
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("rows", f"{self.rows:,} in {self.parts:,} parts"), ("where", self.out)]
+        shown = [("rows", f"{self.rows:,} in {counted(self.parts, 'part')}"), ("where", self.out)]
         if self.left_out:
-            shown.append(("left out", f"{self.left_out:,} rows that lack one of the vectors"))
+            shown.append(("left out", f"{counted(self.left_out, 'row')} without one of the vectors"))
         return shown
 
     def title(self) -> str:
@@ -178,7 +178,7 @@ def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
             raise RefusedError(f"{out}: {name} of the export there is {before}, not {now}. Choose another folder.")
     lost = [f.path for f in found.files if not _is_sound(out, f)]
     if lost:
-        warn(f"{out}: {len(lost):,} parts were lost or damaged since, the first is {lost[0]}: all are written again.")
+        warn(f"{out}: lost or damaged since: {counted(len(lost), 'part')}, first {lost[0]}. All are written again.")
     return None if lost else found
 
 
@@ -195,8 +195,8 @@ def _refuse_others(out: str, written: set[str]) -> None:
     found = (m[1] for f in list_files(out) if (m := _PART.search(f.url)))
     if others := sorted(set(found) - written):
         raise RefusedError(
-            f"{out}: holds {len(others)} parts of another export, first {others[0]}. Remove them, or choose another "
-            "folder, and run the same command again."
+            f"{out}: holds {counted(len(others), 'part')} of another export, first {others[0]}. Remove them, or choose "
+            "another folder, and run the same command again."
         )
 
 

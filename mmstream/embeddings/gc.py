@@ -32,7 +32,7 @@ from mmstream.storage.files import (
     remove,
     write_bytes,
 )
-from mmstream.telemetry import Progress, Report
+from mmstream.telemetry import Progress, Report, counted
 
 MIN_AGE = timedelta(days=1)
 THREADS = 8
@@ -59,16 +59,15 @@ class GcReport(Report):
 
     def title(self) -> str:
         done = "would remove" if self.dry_run else "removed"
-        return f"gc: {done} {self.objects + self.temporaries:,} files, {self.bytes:,} bytes"
+        return f"gc: {done} {counted(self.objects + self.temporaries, 'file')}, {counted(self.bytes, 'byte')}"
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [("where", self.dest), ("objects", f"{self.objects:,}"), ("temporaries", f"{self.temporaries:,}")]
         if self.young:
             shown.append(("kept", f"{self.young:,} that nothing refers to, but which are younger than a day"))
         if self.unsure:
-            shown.append(
-                ("kept", f"{self.unsure:,} objects that a damaged or lost record may refer to; repair the set first")
-            )
+            what = f"{counted(self.unsure, 'object')} that a damaged or lost record may refer to"
+            shown.append(("kept", f"{what}; repair the set first"))
         return shown
 
 

@@ -29,6 +29,7 @@ from mmstream.embeddings.listing import Generations, list_records
 from mmstream.errors import DifferencesError, Reason, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord, Totals
 from mmstream.storage.files import join, list_files, read_bytes
+from mmstream.telemetry import counted
 
 READ_THREADS = 16
 READ_AT_ONCE = 256  # shards, by one thread
@@ -300,10 +301,10 @@ def check_totals(root: str, stored: StoredManifest, found: Totals) -> None:
     if not _is_latest(root, stored):
         raise RefusedError(f"{root}: the set was changed meanwhile by another command. Run it again.")
     raise DifferencesError(
-        f"{root}: records of {found.shards:,} shards with {found.rows:,} rows and {sum(found.rejects.values()):,} "
-        f"rejects are there, the manifest says {vouched.shards:,} with {vouched.rows:,} and "
-        f"{sum(vouched.rejects.values()):,}. Something was lost: `mmstream audit {root}` names it, `mmstream repair "
-        f"{root}` makes it anew."
+        f"{root}: records of {counted(found.shards, 'shard')} with {counted(found.rows, 'row')} and "
+        f"{counted(sum(found.rejects.values()), 'reject')} are there, the manifest says "
+        f"{vouched.shards:,} with {vouched.rows:,} and {sum(vouched.rejects.values()):,}. Something was lost: "
+        f"`mmstream audit {root}` names it, `mmstream repair {root}` makes it anew."
     )
 
 

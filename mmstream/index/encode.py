@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import METADATA
+from mmstream.telemetry import counted
 
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -78,7 +79,7 @@ def encode(emb: EmbeddingSet, of: str, on_progress: OnProgress | None = None) ->
         if on_progress:
             on_progress(rows, total)
     if not sum(map(len, vectors)):
-        raise UsageError(f"{emb.url}: none of its {rows:,} rows has a {of} vector, so there is nothing to index.")
+        raise UsageError(f"{emb.url}: no {of} vector is in its {counted(rows, 'row')}, so there is nothing to index.")
     about = pa.concat_tables(metadata)
     encoded = Encoded(about["id"].to_numpy(), np.concatenate(vectors), about, rows - about.num_rows)
     _check(emb.url, encoded)

@@ -21,7 +21,7 @@ from mmstream.errors import ExitCode, MmstreamError
 from mmstream.pipelines.resources import OBJECT_STORE_BYTES, cores
 from mmstream.storage.commit import honours_put_if_absent
 from mmstream.storage.files import absolute, glob_files, is_folder, is_local, list_files
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 
 class Check(BaseModel):
@@ -159,12 +159,12 @@ def _tried(name: str, attempt: Callable[[], Check], advice: str) -> Check:
 def _readable(url: str) -> Check:
     if any(c in url for c in "*?["):
         files = glob_files(url)
-        return Check(name=f"read {url}", ok=bool(files), found=f"{len(files):,} files match")
+        return Check(name=f"read {url}", ok=bool(files), found=f"matches {counted(len(files), 'file')}")
     if not is_folder(url):
         return Check(name=f"read {url}", ok=None, found="nothing there yet", advice="Fine for a destination.")
     files = list_files(url)
     return Check(
-        name=f"read {url}", ok=True, found=f"{len(files):,} files, {sum(f.bytes for f in files) / 1e6:,.1f} MB"
+        name=f"read {url}", ok=True, found=f"{counted(len(files), 'file')}, {sum(f.bytes for f in files) / 1e6:,.1f} MB"
     )
 
 

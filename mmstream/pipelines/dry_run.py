@@ -35,7 +35,7 @@ from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
 from mmstream.shards.catalog import build_catalog
 from mmstream.shards.group import Chunk
 from mmstream.storage.files import absolute
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 from mmstream.timing import Stopwatch
 
 SHOWN_REJECTS = 5
@@ -81,14 +81,15 @@ class DryRunReport(Report):
         return "dry run: nothing was written" if self.shards else "dry run: nothing is left to do"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("to do", f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB, about {self.samples:,} samples")]
+        shards, samples = counted(self.shards, "shard"), counted(self.samples, "sample")
+        shown = [("to do", f"{shards}, {self.bytes / 1e6:,.1f} MB, about {samples}")]
         if self.committed_samples:
-            shown.append(("done before", f"{self.committed_samples:,} samples"))
+            shown.append(("done before", counted(self.committed_samples, "sample")))
         shown.append(("model", self.model))
-        rate = f"{self.samples_per_second:,.0f} samples/s with {self.workers} encoders on this machine"
+        rate = f"{self.samples_per_second:,.0f} samples/s with {counted(self.workers, 'encoder')} on this machine"
         shown.append(("time", f"about {self.seconds:,.0f} s: {self.start_seconds:,.0f} s to start, then {rate}"))
         shown.append(("output", f"about {self.output_bytes / 1e6:,.1f} MB at {self.dest}"))
-        shown.append(("looked at", f"{self.samples_seen:,} samples of {self.looked_at}"))
+        shown.append(("looked at", f"{counted(self.samples_seen, 'sample')} of {self.looked_at}"))
         shown.append(("rejects there", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         shown += [(r.reason, f"{r.key}: {r.detail}") for r in self.first_rejects]
         if self.over_budget:

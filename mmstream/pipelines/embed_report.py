@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from mmstream.errors import Reason
 from mmstream.pipelines.ledger import Ledger
 from mmstream.schema import Manifest
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 from mmstream.timing import Diagnosis
 
 NULLS = "was in the JSON of no sample of this run: its column holds nulls"
@@ -50,11 +50,12 @@ class EmbedReport(Report):
         return "nothing to do: this set is finished" if self.already_finished else "embedded"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("rows", f"{self.rows:,} from {self.shards:,} shards"), ("model", self.model), ("where", self.dest)]
+        shown = [("rows", f"{self.rows:,} from {counted(self.shards, 'shard')}")]
+        shown += [("model", self.model), ("where", self.dest)]
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         if not self.already_finished:
             if self.resumed_samples:
-                shown.append(("went on", f"{self.resumed_samples:,} samples were committed by earlier runs"))
+                shown.append(("went on", f"with {counted(self.resumed_samples, 'sample')} committed by earlier runs"))
             speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second else ""
             shown.append(("time", f"{self.seconds:.1f} s{speed}"))
         if self.waited_for:
@@ -64,9 +65,9 @@ class EmbedReport(Report):
         shown += [(f"field {name}", NULLS) for name in self.absent_fields]
         for d in self.damaged:
             where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
-            lost = f"{d.rows_seen:,} samples came before it, and about {d.rows_behind:,} lie behind"
+            lost = f"{counted(d.rows_seen, 'sample')} came before it, and about {d.rows_behind:,} lie behind"
             if d.reason == Reason.TAR_TRUNCATED and not d.rows_behind:
-                lost = f"{d.rows_seen:,} samples came before it, and what was cut off nobody knows"
+                lost = f"{counted(d.rows_seen, 'sample')} came before it, and what was cut off nobody knows"
             shown.append(("damaged", f"{where}: {lost}"))
         return shown
 

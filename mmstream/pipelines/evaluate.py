@@ -28,7 +28,7 @@ from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import as_list, from_row
 from mmstream.shards.catalog import build_catalog
-from mmstream.telemetry import Progress, Report
+from mmstream.telemetry import Progress, Report, counted
 from mmstream.timing import Stopwatch
 
 MAX_PAIRS = 50_000
@@ -43,7 +43,7 @@ class EvalReport(Report):
     seconds: float
 
     def title(self) -> str:
-        return f"retrieval among {self.retrieval['n']:,} pairs"
+        return f"retrieval among {counted(self.retrieval['n'], 'pair')}"
 
     def lines(self) -> list[tuple[str, str]]:
         r = self.retrieval

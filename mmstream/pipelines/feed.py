@@ -27,6 +27,7 @@ from mmstream.pipelines.resources import Shares, cores
 from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
 from mmstream.schema import REJECT
 from mmstream.storage.files import join, write_bytes
+from mmstream.telemetry import counted
 from mmstream.train.data import Batch, Batcher, Prepare
 from mmstream.train.recipe import Recipe
 
@@ -44,8 +45,8 @@ def feed_shares(workers: int) -> Shares:
     needed = decoders * DECODER_CPUS + CUTTER_CPUS + workers * WORKER_CPUS
     if needed > cpus:
         raise UsageError(
-            f"{workers} workers and what feeds them need {needed:g} CPUs and Ray has {cpus:g}: they would wait for "
-            "ever. Give fewer workers (workers=N) or start Ray with more --num-cpus (they are logical)."
+            f"{counted(workers, 'worker')} and what feeds them need {needed:g} CPUs and Ray has {cpus:g}: they would "
+            "wait for ever. Give fewer workers (workers=N) or start Ray with more --num-cpus (they are logical)."
         )
     return Shares(decoders, DECODER_CPUS, decoders, DECODER_CPUS, 0.0, encoder_threads=1)
 

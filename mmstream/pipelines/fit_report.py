@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from mmstream.pipelines.survey import Survey
 from mmstream.schema import REJECT
 from mmstream.storage.files import join, list_files, read_bytes
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 from mmstream.train.checkpoint import CheckpointRecord
 from mmstream.train.log import read_metrics
 from mmstream.train.recipe import Recipe
@@ -43,12 +43,12 @@ class TrainReport(Report):
         return values if self.retrieval else {k: v for k, v in values.items() if k != "retrieval"}
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("run", self.run), ("steps", f"{self.steps:,} of {self.batch_size:,} samples")]
+        shown = [("run", self.run), ("steps", f"{self.steps:,} of {counted(self.batch_size, 'sample')}")]
         if self.loss is not None:
             shown.append(("loss", f"{self.loss:.3f} (by chance {np.log(self.batch_size):.3f})"))
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         if self.leftover:
-            shown.append(("leftover", f"{self.leftover:,} samples of the last epoch did not fill a batch"))
+            shown.append(("leftover", f"{counted(self.leftover, 'sample')} of the last epoch did not fill a batch"))
         if not self.already_finished:
             shown.append(("time", f"{self.seconds:.1f} s, {self.samples_per_second:,.0f} samples/s"))
         if self.retrieval:

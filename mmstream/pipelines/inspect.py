@@ -19,7 +19,7 @@ from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog, to_parquet
 from mmstream.shards.lists import is_catalog
 from mmstream.storage.files import exists, write_bytes
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 LOOK_AT_SHARDS = 3
 SHOW_SAMPLES = 5
@@ -40,7 +40,7 @@ class InspectReport(Report):
     catalog: str | None  # the file that was written
 
     def title(self) -> str:
-        return f"{self.shards:,} shards, {self.bytes / 1e6:,.1f} MB"
+        return f"{counted(self.shards, 'shard')}, {self.bytes / 1e6:,.1f} MB"
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [

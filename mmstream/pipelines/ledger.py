@@ -22,6 +22,7 @@ from mmstream.pipelines.read import each_task
 from mmstream.pipelines.source import ShardTask
 from mmstream.schema import ChunkRecord, ShardRecord, Totals
 from mmstream.shards.catalog import known_successes
+from mmstream.telemetry import counted
 
 MAX_REJECTS = 0.05  # the error budget where none is given
 BUDGET_FROM_SAMPLES = 1_000
@@ -187,7 +188,8 @@ class Ledger:
         if not is_judged or rejected + max(unknown, broken) <= self.max_rejects * seen:
             return
         counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(self.rejects.items()))
-        behind = f"; {broken:,} shards broke off, and about {unknown:,} samples lie behind damage" if broken else ""
+        broken_off = f"; {counted(broken, 'shard')} broke off, and about {unknown:,} samples lie behind damage"
+        behind = broken_off if broken else ""
         raise TooManyRejectsError(
             f"{self.dest}: {rejected:,} of {self.num_samples:,} samples were rejected ({counts}){behind}: more than "
             f"--max-rejects {self.max_rejects:.0%}. Committed work stays, `mmstream rejects {self.dest}` shows why. "
@@ -204,7 +206,9 @@ class Ledger:
         """
         missing = [shard for shard in range(self._catalog.num_rows) if shard not in self.shards]
         if missing:
-            raise RefusedError(f"{self.dest}: {len(missing)} shards have gaps, first {missing[0]}. Run it again.")
+            raise RefusedError(
+                f"{self.dest}: {counted(len(missing), 'shard')} with gaps, first {missing[0]}. Run it again."
+            )
         if self.num_samples == 0:
             broken = [s.damage for s in self.shards.values() if s.damage]
             why = f" (the first: {broken[0].reason}, {broken[0].detail})" if broken else ""

@@ -33,7 +33,7 @@ from mmstream.schema import Manifest, ShardRecord, Totals
 from mmstream.shards.catalog import extend_catalog, from_parquet, to_parquet
 from mmstream.storage.commit import honours_put_if_absent, put_if_absent
 from mmstream.storage.files import join, list_files, read_bytes
-from mmstream.telemetry import stderr
+from mmstream.telemetry import counted, stderr
 
 _NO_FILTERS = Filters()
 _LIBRARIES = ("mmstream", "ray", "torch", "transformers", "tokenizers", "pyarrow", "pillow", "numpy")
@@ -212,7 +212,7 @@ def grown(found: OpenSet, asked: Asked, *, append: bool) -> pa.Table:
     new = catalog.num_rows - found.catalog.num_rows
     if new and not append:
         raise RefusedError(
-            f"{found.dest}: catalog differs: the source has {new:,} more shards, the first of them "
+            f"{found.dest}: catalog differs: the source has {counted(new, 'more shard')}, the first of them "
             f"{catalog['url'][catalog.num_rows - new].as_py()}. Add them with --append, or embed into another folder."
         )
     return catalog

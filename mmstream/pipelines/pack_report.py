@@ -6,7 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from mmstream.storage.files import join
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 if TYPE_CHECKING:
     from mmstream.pipelines.pack import PackedRecord
@@ -33,7 +33,8 @@ class PackReport(Report):
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [
-            ("samples", f"{self.samples:,} of {self.rows:,} rows, in {self.shards:,} shards, {self.bytes:,} bytes")
+            ("samples", f"{self.samples:,} of {counted(self.rows, 'row')}"),
+            ("shards", f"{self.shards:,}, {self.bytes:,} bytes"),
         ]
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         if self.rejects:

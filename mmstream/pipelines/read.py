@@ -22,7 +22,7 @@ from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog
 from mmstream.shards.group import PAYLOADS
 from mmstream.shards.mixture import build_mixture
-from mmstream.telemetry import say
+from mmstream.telemetry import counted, say
 
 
 def shard_tasks(catalog: pa.Table, *, epoch: int = 0) -> list[ShardTask]:
@@ -63,7 +63,7 @@ def mixed_tasks(weights: Mapping[str, float], seed: int, epoch: int) -> list[Sha
     mixture = build_mixture(weights)
     reads = mixture.reads(seed, epoch)
     counts = [f"{len(r):,} of {p.source} (has {len(p.shards):,})" for p, r in zip(mixture.parts, reads, strict=True)]
-    say(escape(f"epoch {epoch} reads {sum(map(len, reads)):,} shards: {', '.join(counts)}"))
+    say(escape(f"epoch {epoch} reads {counted(sum(map(len, reads)), 'shard')}: {', '.join(counts)}"))
     tasks, numbers = shard_tasks(mixture.catalog), sorted(shard for part in reads for shard in part)
     return [tasks[numbers[i]] for i in shard_order(len(numbers), seed, epoch)]
 

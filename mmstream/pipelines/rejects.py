@@ -18,7 +18,7 @@ from mmstream.embeddings.reader import EmbeddingSet, read_object
 from mmstream.errors import Reason, UsageError
 from mmstream.pipelines.rejects_page import Reject, write_page
 from mmstream.schema import ChunkRecord
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted, to_look_at
 
 LIMIT = 12
 
@@ -32,8 +32,8 @@ class RejectsReport(Report):
     html: str | None = None
 
     def title(self) -> str:
-        aside = f"{sum(self.rejects.values()) - self.damaged:,} of {self.samples:,} samples set aside"
-        broken = f"{self.damaged:,} shard{'s' if self.damaged > 1 else ''} broken off"
+        aside = f"{sum(self.rejects.values()) - self.damaged:,} of {counted(self.samples, 'sample')} set aside"
+        broken = f"{counted(self.damaged, 'shard')} broken off"
         return f"{aside}, {broken}" if self.damaged else aside
 
     def lines(self) -> list[tuple[str, str]]:
@@ -86,7 +86,7 @@ def rejects(dest: str, *, reason: str | None = None, limit: int = LIMIT, html: s
 
 def _next(url: str, html: str | None, any_rejects: bool) -> list[str]:
     if html is not None:
-        return [shlex.join(["open", html])]
+        return to_look_at(html)
     return [shlex.join(["mmstream", *(["rejects", url, "--html", "rejects.html"] if any_rejects else ["audit", url])])]
 
 

@@ -33,7 +33,7 @@ from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import OpenSet, open_set, stored_encoder
 from mmstream.schema import ChunkRecord, ShardRecord
 from mmstream.storage.files import FileInfo, absolute, how_to_restore, info
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 READ_THREADS = 8
 _LOST = {"gone": Reason.UNREADABLE, "changed": Reason.SOURCE_CHANGED}
@@ -56,17 +56,17 @@ class RepairReport(Report):
 
     def title(self) -> str:
         if self.chunks_recomputed or self.shards_folded:
-            return f"repaired: {self.chunks_recomputed:,} chunks recomputed"
+            return f"repaired: {counted(self.chunks_recomputed, 'chunk')} recomputed"
         if self.manifest_written:
             return "repaired: the manifest says now what is there, every record and every object is sound"
         return "nothing to repair: every record and every object is sound"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("where", self.dest), ("rows", f"{self.rows:,} in {self.shards:,} shards")]
-        shown.append(("checked", f"{self.chunks_checked:,} chunks"))
-        shown.append(("records", f"of {self.shards_folded:,} shards written anew"))
+        shown = [("where", self.dest), ("rows", f"{self.rows:,} in {counted(self.shards, 'shard')}")]
+        shown.append(("checked", counted(self.chunks_checked, "chunk")))
+        shown.append(("records", f"of {counted(self.shards_folded, 'shard')} written anew"))
         if self.rows_before is not None:
-            shown.append(("manifest", f"said {self.rows_before:,} rows, and says now what is there"))
+            shown.append(("manifest", f"said {counted(self.rows_before, 'row')}, and says now what is there"))
         for d in self.different:
             shown.append(("other bytes", f"shard {d['shard']} chunk {d['chunk']}: {d['what']} is not what was lost"))
         return shown
@@ -85,7 +85,7 @@ class ReplayReport(Report):
     gone: list[str]
 
     def title(self) -> str:
-        return f"replayed {self.chunks_recomputed:,} chunks: {self.rows_gained:,} more rows"
+        return f"replayed {counted(self.chunks_recomputed, 'chunk')}: {counted(self.rows_gained, 'more row')}"
 
     def lines(self) -> list[tuple[str, str]]:
         shown = [("where", self.dest), ("rejects before", _counts(self.rejects_before))]
@@ -204,8 +204,8 @@ def _is_other(opened: OpenSet, ledger: Ledger) -> bool:
 def _check_not_outrun(ledger: Ledger) -> None:
     if ledger.outrun:
         raise RefusedError(
-            f"{ledger.dest}: another command wrote the records of {len(ledger.outrun):,} shards meanwhile, the first "
-            f"of them shard {ledger.outrun[0]}, and those count. Run it again."
+            f"{ledger.dest}: another command wrote the records of {counted(len(ledger.outrun), 'shard')} meanwhile, "
+            f"the first of them shard {ledger.outrun[0]}, and those count. Run it again."
         )
 
 

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from mmstream.errors import MmstreamError, UnreachableError, UsageError
-from mmstream.telemetry import say
+from mmstream.telemetry import counted, say
 
 LOGICAL_CPUS = 4
 OBJECT_STORE_BYTES = 1 << 30
@@ -157,9 +157,10 @@ def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int
     while shares.cpus > cpus and shares.encoders > 1 and not gpus:
         shares = Shares(1, 0.5, shares.encoders - 1, 1.0, 0.0, shares.encoder_threads)
     if shares.cpus > cpus:
+        actors = f"{counted(shares.readers, 'reader')}, {counted(shares.encoders, 'encoder')}"
         raise UsageError(
-            f"the job needs {shares.cpus:g} CPUs ({shares.readers} readers, {shares.encoders} encoders) and Ray has "
-            f"{cpus:g}: it would wait for ever. Start Ray with more --num-cpus (they are logical)."
+            f"the job needs {shares.cpus:g} CPUs ({actors}) and Ray has {cpus:g}: it would wait for ever. Start "
+            "Ray with more --num-cpus (they are logical)."
         )
     return shares
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from mmstream.media.statistics import FeatureStatistics
 from mmstream.media.statistics_file import KINDS, BrokenShard, StatisticsFile
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 SHOWN_FEATURES = 12  # of a kind, to a person
@@ -52,10 +52,10 @@ class StatsReport(Report):
         return "nothing to do: these statistics are there" if self.already_finished else "counted"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [("samples", f"{self.used:,} used of {self.samples:,} in {self.shards:,} shards")]
+        shown = [("samples", f"{self.used:,} used of {self.samples:,} in {counted(self.shards, 'shard')}")]
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         for kind, features in self.features.items():
-            shown.append((kind, f"{self.present[kind]:,} samples"))
+            shown.append((kind, counted(self.present[kind], "sample")))
             shown += [(f"  {f.name}", f.line()) for f in features[:SHOWN_FEATURES]]
             if len(features) > SHOWN_FEATURES:
                 shown.append(("  …", f"{len(features) - SHOWN_FEATURES:,} more: see --json"))

@@ -10,7 +10,7 @@ from mmstream.errors import UsageError
 from mmstream.search.page import write_page
 from mmstream.search.searcher import Hit, open_index
 from mmstream.storage.files import absolute, read_bytes
-from mmstream.telemetry import Report
+from mmstream.telemetry import Report, counted, to_look_at
 
 CAPTION_CHARACTERS = 90
 
@@ -26,7 +26,7 @@ class SearchReport(Report):
     html: str | None = None
 
     def title(self) -> str:
-        return f"{self.query!r} in {self.num_vectors:,} vectors of {self.model}, version {self.version}"
+        return f"{self.query!r} in {counted(self.num_vectors, 'vector')} of {self.model}, version {self.version}"
 
     def lines(self) -> list[tuple[str, str]]:
         return [(f"{hit['score']:.3f}  {hit['key']}", _short(hit["caption"])) for hit in self.hits]
@@ -66,7 +66,7 @@ def answer(
         num_vectors=len(index),
         seconds=round(time.perf_counter() - start, 3),
         html=html,
-        next=[f"open {html}"] if html else [_as_page(index.url, query, image, k)],
+        next=to_look_at(html) if html else [_as_page(index.url, query, image, k)],
     )
 
 

@@ -37,6 +37,7 @@ from mmstream.storage.files import (
     read_bytes,
 )
 from mmstream.storage.ranges import RangeReader
+from mmstream.telemetry import counted
 
 MAX_EXPANSION = 10_000_000
 QUESTIONS_AT_ONCE = 16  # of a store, about shards that are named one by one
@@ -116,7 +117,7 @@ def _found(listed: Listed) -> list[_Shard]:
     files = _files(url)
     is_described = listed[1:] != (None, None, None)
     if is_described and len(files) != 1:
-        raise UsageError(f"{url}: names {len(files):,} shards, and what the list says of it fits one only.")
+        raise UsageError(f"{url}: names {counted(len(files), 'shard')}, and what the list says of it fits one only.")
     return [
         _Shard(f.url, f.bytes if num_bytes is None else num_bytes, f.etag if etag is None else etag, None, sha256)
         for f in files

@@ -15,7 +15,7 @@ import pyarrow.compute
 
 from mmstream.storage.files import is_local
 from mmstream.storage.http import is_strong
-from mmstream.telemetry import warn
+from mmstream.telemetry import counted, warn
 
 SHOWN = 3
 
@@ -29,9 +29,9 @@ def say_passed_over(source: str, urls: Sequence[str]) -> None:
     shards = [name for name in names if name.lower().endswith(_ARCHIVES) and not name.startswith("._")]
     if shards:
         warn(
-            f"{source}: {len(shards):,} files that look like shards are passed over ({_some(shards)}): names that "
-            "begin with . or _, and in a folder all that do not end in .tar. Rename them, or name them one by one; "
-            "compressed ones must be unpacked."
+            f"{source}: passes over {counted(len(shards), 'file')} with the name of a shard ({_some(shards)}): names "
+            "that begin with . or _, and in a folder all that do not end in .tar. Rename them, or name them one by "
+            "one; compressed ones must be unpacked."
         )
 
 
@@ -47,8 +47,8 @@ def say_twice(catalog: pa.Table) -> None:
     if pairs:
         known, url = pairs[0]
         warn(
-            f"{len(pairs):,} shards are the same file as another one, so that their samples count twice: {url} is "
-            f"{known}, by size and etag. Name each once, unless that is meant."
+            f"{counted(len(pairs), 'shard')} named a second time, so that samples count twice: {url} is {known}, by "
+            "size and etag. Name each once, unless that is meant."
         )
 
 

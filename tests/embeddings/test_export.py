@@ -150,7 +150,7 @@ def test_a_finished_export_that_lost_a_part_is_made_whole(emb: str, tmp_path: Pa
     lose(tmp_path / "metadata/metadata_1.parquet")
     assert not export(emb, str(tmp_path), rows_per_file=200).already_finished
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
-    assert "1 parts were lost or damaged since" in " ".join(capsys.readouterr().err.split())
+    assert "lost or damaged since: 1 part, first metadata/metadata_1" in " ".join(capsys.readouterr().err.split())
 
 
 def test_parts_of_another_export_never_become_part_of_this_one(emb: str, tmp_path: Path) -> None:

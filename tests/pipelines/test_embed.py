@@ -154,7 +154,7 @@ def test_a_run_goes_on_from_what_is_committed_and_gives_the_same_bytes(
     after = {(c.shard, c.chunk): c.attempt for s in shards.values() for c in s.chunks}
     assert {place: after[place] for place in before} == before, "what was committed is not done again"
     assert report.resumed_samples > 0
-    assert f"{report.resumed_samples:,} samples were committed by earlier runs" in str(report)
+    assert f"with {report.resumed_samples:,} samples committed by earlier runs" in str(report)
     assert data_hashes(dest) == data_hashes(undisturbed)
     assert mm.audit(str(dest)).ok
 

@@ -86,7 +86,7 @@ def test_a_set_with_gaps_has_no_totals(catalog: pa.Table, tmp_path: Path) -> Non
     ledger = Ledger(str(tmp_path), catalog, ENCODER.fingerprint, 1.0)
     for result in results(ledger.plan()[0])[1:]:
         ledger.add(commit_chunk(str(tmp_path), result, ENCODER.fingerprint))
-    with pytest.raises(RefusedError, match="1 shards have gaps, first 0"):
+    with pytest.raises(RefusedError, match="1 shard with gaps, first 0"):
         ledger.finish("a.tar")
 
 

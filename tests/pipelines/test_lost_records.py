@@ -101,7 +101,7 @@ def test_what_a_replay_gave_is_recomputed_where_its_chunk_records_were_lost_too(
         lambda: dry_run(str(replayed / "tars"), str(emb), "fake:8"),
         lambda: replay(str(emb), ["caption"]),
     ):
-        with pytest.raises(DifferencesError, match=r"35 rows and 1 rejects are there, .* 36 and 0"):
+        with pytest.raises(DifferencesError, match=r"35 rows and 1 reject are there, .* 36 and 0"):
             command()
     assert "repair" in mm.audit(str(emb)).next[0]
     report = repair(str(emb))

@@ -197,7 +197,7 @@ def test_append_embeds_only_new_shards_and_keeps_every_number(made: Path, emb: P
     source = [str(made / "tars"), str(tars / "0.tar")]
     (tars / "0.tar").write_bytes(shard(2 * ROWS, rows=20))
     before = chunks_of(emb)
-    with pytest.raises(RefusedError, match=r"catalog differs: the source has 1 more shards, .*0\.tar.*--append"):
+    with pytest.raises(RefusedError, match=r"catalog differs: the source has 1 more shard, .*0\.tar.*--append"):
         mm.embed(source, str(emb), model="fake:8")
     for model, fields, what in (("fake:9", [], "fingerprint"), ("fake:8", ["x"], "fields")):
         with pytest.raises(RefusedError, match=f"{what} differs"):
