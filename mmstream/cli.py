@@ -290,7 +290,8 @@ def embed(
     if not src:
         raise UsageError("embed takes at least one source and a destination: mmstream embed SRC… DEST.")
     budget, spec = _share(max_rejects), model or DEFAULT_SPEC
-    chosen = {"fields": field or (), "filters": Filters.checked(overridden({}, filter or ()), where="--filter")}
+    limits = overridden({}, filter or (), option="--filter", known=list(Filters.model_fields))
+    chosen = {"fields": field or (), "filters": Filters.checked(limits, where="--filter")}
     if dry_run:
         from mmstream.pipelines.dry_run import dry_run as look
 

@@ -60,8 +60,14 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def overridden(
+    values: dict[str, Any], overrides: Sequence[str], *, option: str = "override", known: Sequence[str] = ()
+) -> dict[str, Any]:
     """A copy of nested `values` with each `a.b=value` set.
+
+    Args:
+        option: what messages call an override, such as `--filter`.
+        known: the keys that there are, where they are few and have no dots.
 
     Raises:
         UsageError: an override is not `key=value`, or goes below a key that holds a plain value.
@@ -71,12 +77,13 @@ def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
         path, equals, value = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"override {override!r}: write key=value, with dots below the top (optim.warmup=0.1).")
+            there = f"one of {', '.join(known)}" if known else "with dots below the top (optim.warmup=0.1)"
+            raise UsageError(f"{option} {override!r}: write key=value, {there}.")
         at = result
         for key in keys[:-1]:
             at = at.setdefault(key, {})
             if not isinstance(at, dict):
-                raise UsageError(f"override {override!r}: {key} holds a plain value, nothing is below it.")
+                raise UsageError(f"{option} {override!r}: {key} holds a plain value, nothing is below it.")
         try:
             at[keys[-1]] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -74,6 +74,7 @@ def tar(tmp_path: Path) -> Path:
         (["embed", "{tmp}/a.tar", "{tmp}/emb", "--model", "nonsense:8"], 2, "nonsense: is no family"),
         (["embed", "{tmp}/a.tar", "{tmp}/a.tar/emb", "--model", "fake:8"], 2, "is a file where a folder is needed"),
         (["embed", "{tmp}/a.tar", "{tmp}/emb", "--model", "fake:8", "--max-rejects", "x"], 2, "as 5% or 0.05"),
+        (["embed", "{tmp}/a.tar", "{tmp}/emb", "--filter", "64"], 2, "--filter '64': write key=value, one of min_char"),
         (["embed", "{tmp}/a.tar"], 2, "at least one source and a destination"),
         (["embed", "pipe:cat a.tar", "{tmp}/emb", "--model", "fake:8"], 2, "are refused"),
         (["audit", "{tmp}/nothing"], 2, "no embedding set is there"),

@@ -35,7 +35,7 @@ from mmstream.pipelines.read import chunk_dataset
 from mmstream.pipelines.resources import Shares, encode_shares, our_errors, start_ray, streaming_context
 from mmstream.pipelines.source import ChunkInfo, ShardTask, from_row
 from mmstream.schema import METADATA, ChunkRecord
-from mmstream.shards.catalog import build_catalog
+from mmstream.shards.catalog import build_catalog, named_sources
 from mmstream.storage.files import absolute
 from mmstream.telemetry import Progress, warn
 from mmstream.timing import Diagnosis, Stopwatch, diagnosed
@@ -167,7 +167,7 @@ def embed(
     """
     start, dest = time.monotonic(), absolute(dest)
     check_fields(fields)
-    sources = [source] if isinstance(source, str) else list(source)
+    sources = named_sources(source)
     listed, stored = build_catalog(sources), open_set(dest, sources)
     encoder = load_encoder(model)
     wanted = checked_filters(filters, encoder)

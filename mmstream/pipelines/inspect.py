@@ -16,7 +16,7 @@ from mmstream.media.image import decode
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.source import chunks_of
 from mmstream.schema import SAMPLE
-from mmstream.shards.catalog import build_catalog, to_parquet
+from mmstream.shards.catalog import build_catalog, named_sources, to_parquet
 from mmstream.shards.lists import is_catalog
 from mmstream.storage.files import exists, write_bytes
 from mmstream.telemetry import Report, counted
@@ -73,7 +73,8 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
         UnreachableError: a store does not answer.
     """
     _check_free(catalog_to, checksums)
-    catalog = build_catalog(source, checksums=checksums)
+    src = named_sources(source)
+    catalog = build_catalog(src, checksums=checksums)
     if catalog_to:
         write_bytes(catalog_to, to_parquet(catalog))
     members: Counter[str] = Counter()
@@ -95,7 +96,6 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
             sizes += [size] if size and size not in sizes else []
             text = (sample["text"] or "").strip()
             shown.append({"key": sample["key"], "size": size, "text": text[:120], "reason": sample["reason"]})
-    src = [source] if isinstance(source, str) else list(source)
     return InspectReport(
         source=src,
         shards=catalog.num_rows,

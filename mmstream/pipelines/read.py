@@ -102,7 +102,7 @@ def read_webdataset(
     has changed, one row without a key says so. The shards are listed once, now.
 
     Raises:
-        UsageError: nothing matches, or an unknown column.
+        UsageError: there is no source, or nothing matches one; or an unknown column.
         UnreachableError: a store does not answer. While the dataset is read, a store that stops answering ends it with
             an error of Ray that says so: rows of that shard would be missing.
     """
@@ -118,7 +118,7 @@ def read_webdataset(
 
 
 def _tasks(source: str | Sequence[str] | Mapping[str, float], seed: int | None, epoch: int) -> list[ShardTask]:
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and source:
         if seed is None:
             raise UsageError("which shards of a mixture an epoch reads depends on a seed: give shuffle_shards=0, say.")
         return mixed_tasks(source, seed, epoch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress, zip_longest
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
-from mmstream.errors import RefusedError, Rejected, UsageError
+from mmstream.errors import MmstreamError, RefusedError, Rejected, UsageError
 from mmstream.schema import CATALOG
 from mmstream.shards.lists import Listed, is_catalog, is_list, read_list
 from mmstream.shards.notices import say_passed_over, say_twice
@@ -53,7 +53,23 @@ class _Shard(NamedTuple):
     sha256: str | None
 
 
-def build_catalog(sources: str | Sequence[str], *, checksums: bool = False) -> pa.Table:
+def named_sources(sources: str | Iterable[str]) -> list[str]:
+    """The sources one by one, as they were written.
+
+    Raises:
+        UsageError: there is none, or one that is no string.
+    """
+    given = [sources] if isinstance(sources, str) else sources
+    strings = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else []
+    if not strings or not all(isinstance(s, str) and s for s in strings):
+        raise UsageError(
+            f"{repr(sources)[:200]}: is no source of shards. Give a string, or a list of strings: globs, {{brace}} "
+            "patterns, folders, URLs, lists of these, a stored catalog."
+        )
+    return strings
+
+
+def build_catalog(sources: str | Iterable[str], *, checksums: bool = False) -> pa.Table:
     """All shards that `sources` name, as a table of schema.CATALOG, each once.
 
     Sorted by URL, but for those of a stored catalog, which come first and as they were. With `checksums` every shard
@@ -64,7 +80,7 @@ def build_catalog(sources: str | Sequence[str], *, checksums: bool = False) -> p
         RefusedError: a stored catalog is none.
         UnreachableError: a store does not answer.
     """
-    patterns = [sources] if isinstance(sources, str) else list(sources)
+    patterns = named_sources(sources)
     stored = [p for p in patterns if is_catalog(p)]
     if len(stored) > 1:
         raise UsageError(f"{' and '.join(stored)}: two catalogs, and both number their shards from 0. Give one.")
@@ -96,28 +112,53 @@ def _named(pattern: str) -> list[_Shard]:
     """The shards of one source that is no catalog."""
     entries = read_list(pattern) if is_list(pattern) else [Listed(pattern)]
     shards, questions = [], []
-    for entry in (e._replace(url=absolute(url)) for e in entries for url in _braces(e.url)):
+    for entry in (e for given in entries for e in _expanded(pattern, given)):
         if entry.bytes is not None and entry.etag is not None:
             shards.append(_Shard(entry.url, entry.bytes, entry.etag, None, entry.sha256))
         else:
             questions.append(entry)
     with ThreadPoolExecutor(QUESTIONS_AT_ONCE) as pool:
-        for found in pool.map(_found, questions):
+        for found in pool.map(lambda entry: _found(pattern, entry), questions):
             shards += found
     if not shards:
-        raise UsageError(
-            f"{pattern}: no shard matches. Give a glob, a {{brace}} pattern, a list, or a folder that holds .tar files."
-        )
+        raise _no_shard(pattern)
     return shards
 
 
-def _found(listed: Listed) -> list[_Shard]:
+def _no_shard(pattern: str) -> UsageError:
+    return UsageError(
+        f"{pattern}: no shard matches. Give a glob, a {{brace}} pattern, a list, or a folder that holds .tar files."
+    )
+
+
+def _expanded(pattern: str, entry: Listed) -> Iterator[Listed]:
+    try:
+        for url in _braces(entry.url):
+            yield entry._replace(url=absolute(url))
+    except MmstreamError as e:
+        raise _placed(e, pattern, entry) from e
+
+
+def _placed(e: MmstreamError, pattern: str, entry: Listed) -> MmstreamError:
+    """The error about an entry; if that is of a list, with its line."""
+    return type(e)(f"{pattern}, line {entry.line}: {e}") if entry.line else e
+
+
+def _found(pattern: str, listed: Listed) -> list[_Shard]:
     """The shards of one glob, folder or URL."""
-    url, num_bytes, etag, sha256 = listed
+    try:
+        return _one_by_one(listed)
+    except MmstreamError as e:
+        raise _placed(e, pattern, listed) from e.__cause__
+
+
+def _one_by_one(listed: Listed) -> list[_Shard]:
+    url, num_bytes, etag, sha256, line = listed
     files = _files(url)
-    is_described = listed[1:] != (None, None, None)
-    if is_described and len(files) != 1:
-        raise UsageError(f"{url}: names {counted(len(files), 'shard')}, and what the list says of it fits one only.")
+    if not files and line:
+        raise _no_shard(url)
+    if (num_bytes, etag, sha256) != (None, None, None) and len(files) != 1:
+        raise UsageError(f"{url}: names {counted(len(files), 'shard')}, and what is said of it fits one only.")
     return [
         _Shard(f.url, f.bytes if num_bytes is None else num_bytes, f.etag if etag is None else etag, None, sha256)
         for f in files

@@ -20,12 +20,14 @@ _TEXT, _JSON, _CATALOG = (".txt", ".list"), (".jsonl", ".ndjson"), ".parquet"
 
 
 class Listed(NamedTuple):
-    """One source, and what is said of it. `bytes`, `etag` and `sha256` are of one shard."""
+    """One source, and what is said of it. `bytes`, `etag` and `sha256` are of one shard; `line` is its place in a list,
+    counted from 1."""
 
     url: str
     bytes: int | None = None
     etag: str | None = None
     sha256: str | None = None
+    line: int = 0
 
 
 class _Line(BaseModel):
@@ -61,12 +63,15 @@ def read_list(where: str) -> Iterator[Listed]:
         if not line or line.startswith("#"):
             continue
         entry = _parsed(line, f"{where}, line {number}") if where.endswith(_JSON) else Listed(line)
-        check_url(entry.url)
+        try:
+            check_url(entry.url)
+        except UsageError as e:
+            raise UsageError(f"{where}, line {number}: {e}") from e
         if is_list(entry.url) or is_catalog(entry.url):
             raise UsageError(
                 f"{where}, line {number}: names another list, {entry.url}. Give it as a source of its own."
             )
-        yield entry._replace(url=_beside(where, entry.url))
+        yield entry._replace(url=_beside(where, entry.url), line=number)
 
 
 def _parsed(line: str, place: str) -> Listed:

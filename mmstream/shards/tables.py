@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.schema import MAX_JSON_BYTES
-from mmstream.storage.files import mapped, open_fs
+from mmstream.storage.files import open_fs
+from mmstream.storage.foreign import mapped
 from mmstream.storage.ranges import RangeReader
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

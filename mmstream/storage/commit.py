@@ -17,7 +17,8 @@ from pathlib import Path
 from fsspec.implementations.local import LocalFileSystem
 
 from mmstream.errors import UnreachableError
-from mmstream.storage.files import join, mapped, open_fs, read_bytes, sync_folder, write_temporary
+from mmstream.storage.files import join, open_fs, read_bytes, sync_folder, write_temporary
+from mmstream.storage.foreign import mapped
 
 ATTEMPTS = 5
 

@@ -14,8 +14,8 @@ import random
 import re
 import shlex
 import stat
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
@@ -27,9 +27,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from mmstream.errors import MmstreamError, Rejected, UnreachableError, UsageError
+from mmstream.errors import UsageError
 from mmstream.storage import http
+from mmstream.storage.foreign import check_bucket, mapped, not_opened, scheme
 
+_S3 = ("s3", "s3a")
 _FORBIDDEN = ("pipe:", "shell:", "reference:")  # they run commands, or read what another file says
 
 _SECRET = re.compile(r"://[^/@]*:[^/@]*@|[?&](?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
@@ -44,12 +46,8 @@ class FileInfo:
     etag: str
 
 
-def scheme(url: str) -> str:
-    return url.split("://", 1)[0] if "://" in url else "file"
-
-
 def _options(protocol: str) -> dict[str, Any]:
-    if protocol not in ("s3", "s3a"):
+    if protocol not in _S3:
         return {}
     options: dict[str, Any] = {"use_listings_cache": False}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -67,15 +65,14 @@ def open_fs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of `url` and the path in it.
 
     Raises:
-        UsageError: an unknown scheme, one that runs commands, or one whose package is not installed.
+        UsageError: an unknown scheme, one that runs commands, or one whose package is not installed or not working.
+        UnreachableError: a store that is asked at once does not answer.
     """
     check_url(url)
     try:
         return url_to_fs(url, **_options(scheme(url)))
-    except ImportError as e:
-        raise UsageError(f"{url}: {e}. Install the extra for this store (mmstream[gcs], mmstream[azure]).") from e
-    except ValueError as e:
-        raise UsageError(f"{url}: {e}.") from e
+    except (ImportError, ValueError, OSError) as e:
+        raise not_opened(url, e) from e
 
 
 def check_url(url: str) -> None:
@@ -117,44 +114,6 @@ def below(root: str, url: str) -> str:
     """The path from `root` on of a file that a listing of `root` named."""
     prefix, path = (u.split("://", 1)[-1].strip("/") for u in (root, url))  # stores spell their own roots as they like
     return path.removeprefix(prefix).lstrip("/") if path.startswith(f"{prefix}/") else path
-
-
-@contextmanager
-def mapped(url: str) -> Generator[None]:
-    """Foreign errors of a store become `UsageError` (not there) or `UnreachableError` (no answer, not allowed)."""
-    try:
-        yield
-    except (MmstreamError, Rejected, FileExistsError):
-        raise
-    except FileNotFoundError as e:
-        raise UsageError(f"{url}: nothing is there. Check the path or URL.") from e
-    except IsADirectoryError as e:
-        raise UsageError(f"{url}: is a folder where a file is needed. Check the path.") from e
-    except PermissionError as e:
-        raise denied(url, e) from e
-    except Exception as e:
-        if not is_store_error(e):
-            raise
-        detail = f"{type(e).__name__}: {str(e)[:200]}"
-        raise UnreachableError(
-            f"{url}: the store does not answer ({detail}). Check endpoint, network and credentials."
-        ) from e
-
-
-def denied(url: str, e: PermissionError) -> UnreachableError:
-    return UnreachableError(f"{url}: access denied ({e}). Check the credentials in the environment.")
-
-
-def is_store_error(e: BaseException) -> bool:
-    module = type(e).__module__.split(".")[0]
-    return isinstance(e, OSError) or module in (
-        "botocore",
-        "aiobotocore",
-        "aiohttp",
-        "gcsfs",
-        "azure",
-        "fsspec",
-    )
 
 
 def read_bytes(url: str) -> bytes:
@@ -329,7 +288,10 @@ def glob_files(pattern: str) -> list[FileInfo]:
     with mapped(pattern):
         if isinstance(fs, LocalFileSystem):
             return _local_infos(glob.glob(path, recursive=True))  # noqa: PTH207 (pathlib follows no links)
-        return _infos(fs, fs.glob(path, detail=True).values())
+        found = fs.glob(path, detail=True).values()
+        if not found and scheme(pattern) in _S3:
+            check_bucket(fs, path)
+        return _infos(fs, found)
 
 
 def _walk(folder: str) -> Iterator[str]:

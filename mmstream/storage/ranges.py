@@ -15,7 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from zlib import crc32
 
 from mmstream.errors import Reason, Rejected, UnreachableError
-from mmstream.storage.files import FileInfo, denied, is_local, is_store_error
+from mmstream.storage.files import FileInfo, is_local
+from mmstream.storage.foreign import denied, is_store_error
 from mmstream.storage.http import ChangedError
 from mmstream.storage.objects import RangedObject, open_object
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -167,6 +169,10 @@ def test_what_cannot_be_selected_is_refused(folder: Path) -> None:
         read_webdataset(str(folder), keys="0a")
     with pytest.raises(UsageError, match=r"seed: give shuffle_shards=0"):
         read_webdataset({str(folder): 1})
+    nothing: list[Any] = [5, [], {}, "", [5], folder]
+    for none in nothing:
+        with pytest.raises(UsageError, match=re.escape(f"{none!r}: is no source of shards. Give")):
+            read_webdataset(none)
 
 
 FAULTS = st.lists(

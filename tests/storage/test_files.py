@@ -46,10 +46,27 @@ def test_what_is_missing_is_a_usage_error_that_names_it(tmp_path: Path) -> None:
         read_bytes(str(tmp_path / "nowhere.bin"))
 
 
-@pytest.mark.parametrize("url", ["pipe:cat a.tar", "shell://ls", "nonsense://x"])
-def test_schemes_that_run_commands_or_are_unknown_are_refused(url: str) -> None:
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("pipe:cat a.tar", "they run commands"),
+        ("shell://ls", "they run commands"),
+        ("nonsense://x", "nonsense:// is no protocol that is known here. Give a path"),
+        ("sftp://host/x", "the package that reads sftp:// is not installed: .*paramiko"),
+        ("gs://bucket/x", r"the package that reads gs:// is not installed: pip install 'mmstream\[gcs\]'"),
+    ],
+)
+def test_schemes_that_run_commands_or_are_unknown_are_refused(url: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
         open_fs(url)
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3) -> None:
+    for ask in (read_bytes, list_files, glob_files, lambda url: write_bytes(url, b"")):
+        with pytest.raises(UsageError, match=r"s3://missing/a\*: there is no bucket missing\."):
+            ask("s3://missing/a*")
+    with pytest.raises(UsageError, match=r"nothing is there"):
+        read_bytes(f"{s3.bucket('there')}/a")
 
 
 def test_a_store_that_does_not_answer_is_said_to_be_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
