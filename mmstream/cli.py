@@ -61,6 +61,7 @@ IndexUrl = Annotated[str, typer.Argument(help="The index's folder or URL.", meta
 Model = Annotated[
     str | None, typer.Option(help="Model spec: hf:, open_clip:, timm:, words:, run: or fake:, see the README.")
 ]
+DEFAULT_MODEL = "hf:openai/clip-vit-base-patch32"  # as encoders.build has it, whose import would delay every --help
 Limit = Annotated[int | None, typer.Option(help="Take at most this many samples.", min=1)]
 
 _COMMON = {
@@ -265,7 +266,10 @@ def stats(
 @verb(app, "embed", "mmstream embed 's3://bucket/*.tar' s3://bucket/emb --model hf:openai/clip-vit-base-patch32")
 def embed(
     src_dest: Annotated[list[str], typer.Argument(help="Sources, then the destination.", metavar="SRC… DEST")],
-    model: Model = None,
+    model: Annotated[
+        str,
+        typer.Option(help="Model spec: hf:, open_clip:, timm:, words:, run:, fake: or frames:, see the README."),
+    ] = DEFAULT_MODEL,
     limit: Limit = None,
     max_rejects: Annotated[
         str,
@@ -275,30 +279,35 @@ def embed(
     ] = "5%",
     field: Annotated[list[str] | None, typer.Option(help="A JSON field to keep beside the vectors.")] = None,
     filter: Annotated[
-        list[str] | None, typer.Option(help="Which samples are wanted, as min_side=64 or 'languages=[en, de]'.")
+        list[str] | None,
+        typer.Option(
+            help="Which samples are wanted, as min_side=64: min_ or max_ and characters, words, side, pixels, aspect "
+            "or seconds; or 'languages=\\[en, de]'."
+        ),
     ] = None,
-    append: Annotated[bool, typer.Option("--append", help="Take in shards that the source gained since.")] = False,
+    append: Annotated[
+        bool, typer.Option("--append", help="Take in new shards of the source; SRC has to name the old ones, too.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much, how fast, how long.")] = False,
 ) -> Any:
     """Embed shards into an embedding set; the same command goes on after any kill."""
     from mmstream.config import overridden
-    from mmstream.encoders.build import DEFAULT_SPEC
     from mmstream.errors import UsageError
     from mmstream.media.filters import Filters
 
     *src, dest = src_dest
     if not src:
         raise UsageError("embed takes at least one source and a destination: mmstream embed SRC… DEST.")
-    budget, spec = _share(max_rejects), model or DEFAULT_SPEC
+    budget = _share(max_rejects)
     limits = overridden({}, filter or (), option="--filter", known=list(Filters.model_fields))
     chosen = {"fields": field or (), "filters": Filters.checked(limits, where="--filter")}
     if dry_run:
         from mmstream.pipelines.dry_run import dry_run as look
 
-        return look(src, dest, spec, **chosen, limit=limit, max_rejects=budget, append=append)
+        return look(src, dest, model, **chosen, limit=limit, max_rejects=budget, append=append)
     from mmstream.pipelines.embed import embed
 
-    return embed(src, dest, spec, **chosen, limit=limit, max_rejects=budget, append=append)
+    return embed(src, dest, model, **chosen, limit=limit, max_rejects=budget, append=append)
 
 
 def _share(text: str) -> float:

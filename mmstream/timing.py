@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+MIN_SECONDS = 2.0  # of all stages together: what took most of less is a matter of luck, and no advice would be true
 ADVICE = {
     "store": "the source answers slowly: run nearer to it, or give Ray more CPUs, so that more shards are read at once",
     "tar": "reading the shards does not keep up: give Ray more CPUs, so that more of them are read at once",
@@ -55,9 +56,9 @@ class Diagnosis:
 
 
 def diagnosed(seconds: Mapping[str, float]) -> Diagnosis | None:
-    """From seconds by stage, as `ADVICE` names them; None before anything was timed."""
+    """From seconds by stage, as `ADVICE` names them; None before `MIN_SECONDS` of them were timed."""
     total = sum(seconds.values())
-    if total <= 0:
+    if total < MIN_SECONDS:
         return None
     stage = max(seconds, key=lambda s: seconds[s])
     return Diagnosis(1 - seconds.get("model", 0.0) / total, stage, seconds[stage] / total)

@@ -14,7 +14,10 @@ from embedding_sets import embed_here
 from tars import make_tar
 
 from mmstream.cli import _run
+from mmstream.encoders.build import DEFAULT_SPEC
 from mmstream.errors import ExitCode
+from mmstream.media.filters import Filters
+from mmstream.pipelines.inspect import inspect
 from mmstream.schema import Manifest
 
 VERBS = ["demo", "doctor", "inspect", "embed", "audit", "repair", "gc", "rejects", "export", "train", "eval", "search"]
@@ -130,6 +133,21 @@ def test_inspect_says_what_is_there(tar: Path) -> None:
     assert (report["shards"], report["samples_seen"], report["members"]) == (1, 2, {"text": 2})
     assert [s["key"] for s in report["samples"]] == ["a", "b"]
     assert report["next"][0].startswith(f"mmstream embed {tar}")
+
+
+def test_inspect_advises_no_embed_where_it_saw_no_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
+    report = inspect(str(tmp_path / "a.tar"))
+    assert (report.samples_seen, report.next) == (0, [])
+    assert "none in these: are they WebDataset tars?" in str(report) and "members" not in str(report)
+
+
+def test_the_help_of_embed_names_its_model_and_its_filters() -> None:
+    shown = " ".join(run("embed", "--help", COLUMNS="400").stdout.split())
+    assert f"[default: {DEFAULT_SPEC}]" in shown
+    assert "SRC has to name the old ones, too" in shown and "'languages=[en, de]'" in shown
+    for limit in set(Filters.model_fields) - {"languages"}:
+        assert limit.partition("_")[2] in shown
 
 
 def test_doctor_tries_a_folder_and_says_what_it_found(tmp_path: Path) -> None:

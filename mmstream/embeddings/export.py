@@ -94,7 +94,7 @@ def export(
         dest=emb.url, manifest_sha256=emb.manifest_sha256, export_format=format, modalities=modalities,
         rows_per_file=rows_per_file, rows=0, left_out=0, files=[],
     )  # fmt: skip
-    if finished := _finished(out, wanted):
+    if finished := _finished(out, wanted, emb):
         return _report(finished, out, already=True)
     digits = len(str(max(0, emb.num_rows - 1) // rows_per_file))
     with (
@@ -163,7 +163,7 @@ def _modalities(emb: EmbeddingSet, of: str | None) -> list[str]:
     return [of] if of else there
 
 
-def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
+def _finished(out: str, wanted: ExportRecord, emb: EmbeddingSet) -> ExportRecord | None:
     """The record at `out`, if it is of just this export and all its parts are sound."""
     url = join(out, RECORD)
     if not exists(url):
@@ -172,7 +172,14 @@ def _finished(out: str, wanted: ExportRecord) -> ExportRecord | None:
         found = ExportRecord.model_validate_json(read_bytes(url))
     except ValidationError as e:
         raise RefusedError(f"{url}: is no record of an export ({e.errors()[0]['msg']}). Choose another folder.") from e
-    for name in ("dest", "manifest_sha256", "export_format", "modalities", "rows_per_file"):
+    if found.dest == wanted.dest and found.manifest_sha256 != wanted.manifest_sha256:
+        before, now = found.rows + found.left_out, emb.num_rows
+        raise RefusedError(
+            f"{out}: the embedding set {found.dest} has {'grown' if now > before else 'changed'} since it was "
+            f"exported there: it had {counted(before, 'row')} then and has {now:,} now. Export it into another "
+            "folder, or remove this one and run the same command again."
+        )
+    for name in ("dest", "export_format", "modalities", "rows_per_file"):
         before, now = getattr(found, name), getattr(wanted, name)
         if before != now:
             raise RefusedError(f"{out}: {name} of the export there is {before}, not {now}. Choose another folder.")
@@ -209,8 +216,14 @@ def _report(record: ExportRecord, out: str, *, already: bool = False) -> ExportR
         left_out=record.left_out,
         parts=sum(f.path.startswith("metadata/") for f in record.files),
         already_finished=already,
-        next=[shlex.join(["mmstream", "index", "build", record.dest, f"{record.dest}-index"])],
+        next=[_indexed_by_autofaiss(out, record.modalities[0])],
     )
+
+
+def _indexed_by_autofaiss(out: str, modality: str) -> str:
+    """What takes the files that were written: another tool, whose index and report go beside where one types."""
+    index = ["--index_path", f"{modality}.index", "--index_infos_path", f"{modality}.json"]
+    return shlex.join(["autofaiss", "build_index", "--embeddings", join(out, _FOLDERS[modality]), *index])
 
 
 class _Parts:

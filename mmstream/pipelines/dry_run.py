@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
-from mmstream.embeddings.layout import Records, read_records
+from mmstream.embeddings.layout import read_records
 from mmstream.embeddings.writer import to_parquet
 from mmstream.encoders.base import Encoder
 from mmstream.encoders.build import DEFAULT_SPEC, load_encoder
@@ -25,6 +25,7 @@ from mmstream.media.filters import Filters
 from mmstream.pipelines.contain import watched
 from mmstream.pipelines.destination import check_records, check_vacant
 from mmstream.pipelines.embed import check_fields, checked_filters
+from mmstream.pipelines.embed_report import is_next
 from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.ledger import BUDGET_AT_END_FROM_SAMPLES, MAX_REJECTS
@@ -32,7 +33,7 @@ from mmstream.pipelines.manifest import Asked, fitting, grown, open_set
 from mmstream.pipelines.read import shard_tasks
 from mmstream.pipelines.resources import LOGICAL_CPUS, Shares, cores, shares_of
 from mmstream.pipelines.source import ShardTask, chunks_of, from_row, to_row
-from mmstream.shards.catalog import build_catalog
+from mmstream.shards.catalog import build_catalog, named_sources
 from mmstream.shards.group import Chunk
 from mmstream.storage.files import absolute
 from mmstream.telemetry import Report, counted
@@ -76,11 +77,16 @@ class DryRunReport(Report):
     max_rejects: float
     over_budget: bool
     absent_fields: list[str]  # that no row of the chunk has
+    finished: bool  # nothing is left to do
 
     def title(self) -> str:
-        return "dry run: nothing was written" if self.shards else "dry run: nothing is left to do"
+        return "dry run: everything is done, this set is finished" if self.finished else "dry run: nothing was written"
 
     def lines(self) -> list[tuple[str, str]]:
+        if not self.shards:
+            left = "nothing" if self.finished else "all is committed, embed only has to say that it is finished"
+            done = ("done before", counted(self.committed_samples, "sample"))
+            return [("to do", left), done, ("model", self.model), ("where", self.dest)]
         shards, samples = counted(self.shards, "shard"), counted(self.samples, "sample")
         shown = [("to do", f"{shards}, {self.bytes / 1e6:,.1f} MB, about {samples}")]
         if self.committed_samples:
@@ -128,11 +134,12 @@ def dry_run(
         check_vacant(dest)
         check_records(dest, asked)
     catalog = asked.catalog if found is None else grown(found, asked, append=append)
-    records = Records({}, {}) if found is None else read_records(dest, catalog)
+    records = read_records(dest, catalog)  # also where their manifest was lost: embed takes them up
     whole = records.finished()
     if found and found.manifest.finished:
         found.check_whole(whole)
     tasks = [task for task in shard_tasks(catalog) if task.shard not in whole]
+    is_done = found is not None and found.manifest.finished and catalog.equals(found.catalog) and not tasks
     shares = _shares(len(tasks), found.manifest.threads if found else None, asked.encoder)
     return DryRunReport(
         dest=dest,
@@ -142,7 +149,8 @@ def dry_run(
         bytes=sum(task.bytes for task in tasks),
         workers=shares.encoders,
         max_rejects=max_rejects,
-        next=[_command(source, dest, model, asked, max_rejects, append)],
+        finished=is_done,
+        next=is_next(dest) if is_done else [_command(source, dest, model, asked, max_rejects, append)],
         **(_measured(tasks, asked, shares, max_rejects, START_SECONDS + load_seconds) if tasks else _nothing()),
     )
 
@@ -161,7 +169,7 @@ def _command(
     options += ["--limit", str(asked.limit)] if asked.limit is not None else []
     options += ["--max-rejects", f"{max_rejects:g}"] if max_rejects != MAX_REJECTS else []
     options += ["--append"] if append else []
-    sources = [source] if isinstance(source, str) else source
+    sources = named_sources(source)
     return shlex.join(["mmstream", "embed", *sources, dest, "--model", model, *options])
 
 

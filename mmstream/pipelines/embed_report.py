@@ -110,9 +110,12 @@ def report_of(
         model=manifest.encoder,
         fingerprint=manifest.fingerprint,
         absent_fields=list(absent_fields),
-        next=[
-            *([shlex.join(["mmstream", "rejects", ledger.dest])] if ledger.rejects else []),
-            shlex.join(["mmstream", "audit", ledger.dest]),
-            shlex.join(["mmstream", "index", "build", ledger.dest, f"{ledger.dest}-index"]),
-        ],
+        next=is_next(ledger.dest, any_rejects=bool(ledger.rejects)),
     )
+
+
+def is_next(dest: str, *, any_rejects: bool = False) -> list[str]:
+    """The commands that come after a set is finished."""
+    commands = [["rejects", dest]] if any_rejects else []
+    commands += [["audit", dest], ["index", "build", dest, f"{dest}-index"]]
+    return [shlex.join(["mmstream", *command]) for command in commands]

@@ -14,7 +14,7 @@ from mmstream.encoders.build import DEFAULT_SPEC
 from mmstream.errors import RefusedError, Rejected, UsageError
 from mmstream.media.image import decode
 from mmstream.pipelines.read import shard_tasks
-from mmstream.pipelines.source import chunks_of
+from mmstream.pipelines.source import CHUNK_ROWS, chunks_of
 from mmstream.schema import SAMPLE
 from mmstream.shards.catalog import build_catalog, named_sources, to_parquet
 from mmstream.shards.lists import is_catalog
@@ -23,6 +23,7 @@ from mmstream.telemetry import Report, counted
 
 LOOK_AT_SHARDS = 3
 SHOW_SAMPLES = 5
+CLAP = "hf:laion/clap-htsat-unfused"
 _PARTS = ("image", "text", "json", "cls", "audio", "video")
 
 
@@ -43,11 +44,11 @@ class InspectReport(Report):
         return f"{counted(self.shards, 'shard')}, {self.bytes / 1e6:,.1f} MB"
 
     def lines(self) -> list[tuple[str, str]]:
-        shown = [
-            ("looked at", ", ".join(self.looked_at)),
-            ("samples", f"{self.samples_seen:,}, the first of each of these"),
-        ]
-        shown.append(("members", ", ".join(f"{part} {n:,}" for part, n in self.members.items())))
+        shown = [("looked at", ", ".join(self.looked_at))]
+        seen = f"{self.samples_seen:,} seen, up to {CHUNK_ROWS} at the start of each of these"
+        shown.append(("samples", seen if self.samples_seen else "none in these: are they WebDataset tars?"))
+        if self.members:
+            shown.append(("members", ", ".join(f"{part} {n:,}" for part, n in self.members.items())))
         if self.sizes:
             shown.append(("pictures", ", ".join(self.sizes)))
         if self.reasons:
@@ -108,10 +109,15 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
         damaged=damaged,
         samples=shown[:SHOW_SAMPLES],
         catalog=catalog_to,
-        next=[
-            shlex.join(["mmstream", "embed", *([catalog_to] if catalog_to else src), "DEST", "--model", DEFAULT_SPEC])
-        ],
+        next=_next([catalog_to] if catalog_to else src, members),
     )
+
+
+def _next(sources: list[str], members: Counter[str]) -> list[str]:
+    """To embed what was seen, by a model that takes it; nothing where no sample has such a part."""
+    takes = {"image": DEFAULT_SPEC, "text": DEFAULT_SPEC, "video": f"frames:8:{DEFAULT_SPEC}", "audio": CLAP}
+    model = next((spec for part, spec in takes.items() if members[part]), None)
+    return [shlex.join(["mmstream", "embed", *sources, "DEST", "--model", model])] if model else []
 
 
 def _check_free(catalog_to: str | None, checksums: bool) -> None:

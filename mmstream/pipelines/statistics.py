@@ -30,7 +30,7 @@ from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, s
 from mmstream.pipelines.source import from_row
 from mmstream.pipelines.statistics_report import StatsReport, report_of
 from mmstream.schema import Damage
-from mmstream.shards.catalog import build_catalog, to_parquet
+from mmstream.shards.catalog import build_catalog, named_sources, to_parquet
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import absolute, exists
 from mmstream.telemetry import Progress
@@ -70,20 +70,21 @@ def stats(
     wanted = Wanted(checked_kinds(of), tuple(dict.fromkeys(fields)) or None)
     if wanted.fields and "numbers" not in wanted.of:
         raise UsageError(f"--field {wanted.fields[0]}: numbers are not asked for. Add --of numbers.")
-    catalog = limited(build_catalog(source), limit)
+    sources = named_sources(source)
+    catalog = limited(build_catalog(sources), limit)
     digest = hashlib.sha256(to_parquet(catalog)).hexdigest()
     asked = SampleTally(wanted).file(digest, limit)
     if exists(dest):
-        return report_of(dest, _same(dest, asked), catalog.num_rows, already=True)
+        return report_of(dest, sources, _same(dest, asked), catalog.num_rows, already=True)
     tally, broken = _counted(catalog, wanted, max_rejects)
     if not tally.samples:
         why = f" (the first: {broken[0].reason}, {broken[0].detail})" if broken else ""
-        raise UsageError(f"{source}: no shard gave a sample{why}. Are these WebDataset tars?")
+        raise UsageError(f"{' '.join(sources)}: no shard gave a sample{why}. Are these WebDataset tars?")
     _check_budget(tally, max_rejects, BUDGET_AT_END_FROM_SAMPLES)
     file = tally.file(digest, limit, broken)
     if not put_if_absent(dest, file.to_bytes()):
         _same(dest, asked)
-    return report_of(dest, file, catalog.num_rows, time.monotonic() - start)
+    return report_of(dest, sources, file, catalog.num_rows, time.monotonic() - start)
 
 
 def _same(dest: str, asked: StatisticsFile) -> StatisticsFile:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
+
 from pydantic import BaseModel
 
 from mmstream.media.statistics import FeatureStatistics
@@ -70,6 +74,7 @@ class StatsReport(Report):
 
 def report_of(
     dest: str,
+    sources: Sequence[str],
     file: StatisticsFile,
     num_shards: int,
     seconds: float = 0.0,
@@ -88,7 +93,17 @@ def report_of(
         features={kind: [_summary(f) for f in found.features] for kind, found in kinds.items() if found},
         seconds=round(seconds, 2),
         already_finished=already,
-        next=[],
+        next=[_next(dest, sources, file)],
+    )
+
+
+def _next(dest: str, sources: Sequence[str], file: StatisticsFile) -> str:
+    """Training scales pictures by their statistics; of other things they are to be read."""
+    if not file.present.get("image"):
+        return shlex.join(["mmstream", "inspect", *sources])
+    train = sources[0] if len(sources) == 1 else json.dumps(list(sources))
+    return shlex.join(
+        ["mmstream", "train", "RECIPE.yaml", "--out", "RUN", f"data.train={train}", f"data.statistics={dest}"]
     )
 
 

@@ -21,9 +21,10 @@ from conftest import S3
 from embedding_sets import write_set
 
 from mmstream.embeddings.export import _work_folder, export
+from mmstream.embeddings.layout import latest_manifest, manifest_path
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.errors import DifferencesError, RefusedError, UsageError
-from mmstream.storage.files import read_bytes
+from mmstream.storage.files import read_bytes, write_bytes
 
 D = 8
 PEERS = os.environ.get("MMSTREAM_PEERS", "")
@@ -141,6 +142,17 @@ def test_a_finished_export_is_left_alone_and_another_one_on_it_is_refused(emb: s
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     with pytest.raises(RefusedError, match="rows_per_file of the export there is 200, not 100"):
         export(emb, out, rows_per_file=100)
+
+
+def test_an_export_of_a_set_that_changed_since_says_so_and_what_to_do(tmp_path: Path) -> None:
+    emb, out = write_set(str(tmp_path / "emb"), rows()[:9], dimension=D), str(tmp_path / "out")
+    assert export(emb, out).next[0].startswith(f"autofaiss build_index --embeddings {out}/img_emb --index_path ")
+    stored = latest_manifest(emb)
+    assert stored
+    newer = stored.manifest.model_copy(update={"libraries": {"pyarrow": "1"}})
+    write_bytes(f"{emb}/{manifest_path(stored.next_number)}", newer.to_bytes())
+    with pytest.raises(RefusedError, match=r"has changed since .* had 9 rows then and has 9 now\. Export it into"):
+        export(emb, out)
 
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")])

@@ -17,7 +17,7 @@ from PIL import Image
 from tars import make_tar
 
 import mmstream as mm
-from mmstream import cli
+from mmstream import cli, timing
 from mmstream.embeddings.layout import read_records
 from mmstream.embeddings.reader import EmbeddingSet
 from mmstream.embeddings.writer import ChunkResult, commit_chunk
@@ -188,7 +188,8 @@ def test_checksums_given_later_count_for_shards_that_are_not_committed_yet(tmp_p
         mm.embed(f"{tmp_path}/l.jsonl", dest, model="fake:8", append=True)
 
 
-def test_a_limit_takes_the_first_samples(folder: Path, tmp_path: Path) -> None:
+def test_a_limit_takes_the_first_samples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.01)
     report = mm.embed(str(folder), str(tmp_path / "emb"), model="fake:8", limit=700)
     assert 0 <= report.encoder_waited <= 1
     assert report.advice in ADVICE.values()

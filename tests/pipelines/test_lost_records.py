@@ -351,6 +351,9 @@ def test_without_manifests_only_the_command_that_made_the_records_takes_them_up(
         mm.embed(str(made / "tars"), str(emb), model="fake:4")
     with pytest.raises(RefusedError, match=r"its rows have nothing more; asked for are licence\. Give the --field"):
         embed(made, fields=["licence"])
+    look = dry_run(str(made / "tars"), str(emb), "fake:8")
+    assert (look.shards, look.committed_samples, look.finished) == (0, 3 * ROWS, False)
+    assert "all is committed" in str(look) and look.next[0].startswith("mmstream embed")
     assert not (emb / "manifest").exists()
     assert embed(made).resumed_samples == 3 * ROWS
 

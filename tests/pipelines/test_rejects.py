@@ -168,4 +168,4 @@ def test_a_set_without_rejects_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(make_tar([("a.txt", b"words")]))
     report = rejects(embed_here(tmp_path / "a.tar", tmp_path / "emb"), html=str(tmp_path / "page.html"))
     assert (report.rejects, report.shown) == ({}, [])
-    assert "0 of 1 samples set aside" in (tmp_path / "page.html").read_text()
+    assert "0 of 1 sample set aside" in (tmp_path / "page.html").read_text()

@@ -243,7 +243,10 @@ def test_a_dry_run_writes_nothing_and_says_what_to_expect(made: Path, emb: Path,
     assert report.samples == pytest.approx(2 * ROWS, rel=0.1)
     assert report.samples_per_second > 0 and report.seconds > 0 and report.output_bytes > 0
     before = files_of(emb)
-    assert dry_run(str(made / "tars"), str(emb), "fake:8").shards == 0
+    done = dry_run(str(made / "tars"), str(emb), "fake:8")
+    assert (done.shards, done.finished) == (0, True)
+    assert "everything is done" in str(done) and "None" not in str(done)
+    assert done.next[0] == f"mmstream audit {emb}"
     with pytest.raises(RefusedError, match="fingerprint differs"):
         dry_run(str(made / "tars"), str(emb), "fake:9")
     assert files_of(emb) == before

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tars import make_tar
 
+from mmstream import timing
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.media.decoding import Decoder, Direct
@@ -82,6 +83,7 @@ def ran(folder: Path) -> Diagnosis:
 def test_the_stage_that_is_slow_is_named_with_what_would_help(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(timing, "MIN_SECONDS", 0.1)
     monkeypatch.setattr(source, "CHUNK_ROWS", CHUNK_ROWS)
     monkeypatch.setattr(ranges, "LOCAL_BLOCK_BYTES", 32 << 10)
     if stage == "tar":
@@ -97,6 +99,8 @@ def test_the_stage_that_is_slow_is_named_with_what_would_help(
     assert found.waited < 0.5 if stage == "model" else found.waited > 0.5
 
 
-def test_nothing_is_said_before_anything_was_timed() -> None:
+def test_nothing_is_said_of_a_moment() -> None:
     assert diagnosed(dict.fromkeys(embed.STAGES, 0.0)) is None
+    assert diagnosed({"decode": 1.5, "model": 0.4}) is None
+    assert diagnosed({"decode": 1.5, "model": 0.6}) == Diagnosis(pytest.approx(5 / 7), "decode", pytest.approx(5 / 7))
     assert set(embed.STAGES) == set(ADVICE)

@@ -149,6 +149,7 @@ def test_a_file_is_written_once_and_only_whole(tmp_path: Path) -> None:
     first = mm.stats(str(tmp_path / "a.tar"), str(dest), limit=50)
     before = dest.read_bytes()
     assert (first.samples, first.already_finished) == (50, False)
+    assert first.next == [f"mmstream inspect {tmp_path / 'a.tar'}"], "there is no picture to scale"
     again = mm.stats(str(tmp_path / "a.tar"), str(dest), limit=50)
     assert again.already_finished and again.features == first.features
     for changed in ({"limit": 60}, {"limit": 50, "of": ["captions"]}, {"limit": 50, "fields": ["w"]}):
