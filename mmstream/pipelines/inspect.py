@@ -23,7 +23,6 @@ from mmstream.telemetry import Report, counted
 
 LOOK_AT_SHARDS = 3
 SHOW_SAMPLES = 5
-CLAP = "hf:laion/clap-htsat-unfused"
 _PARTS = ("image", "text", "json", "cls", "audio", "video")
 
 
@@ -115,7 +114,7 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
 
 def _next(sources: list[str], members: Counter[str]) -> list[str]:
     """To embed what was seen, by a model that takes it; nothing where no sample has such a part."""
-    takes = {"image": DEFAULT_SPEC, "text": DEFAULT_SPEC, "video": f"frames:8:{DEFAULT_SPEC}", "audio": CLAP}
+    takes = {"image": DEFAULT_SPEC, "text": DEFAULT_SPEC, "video": f"frames:8:{DEFAULT_SPEC}", "audio": "SPEC"}
     model = next((spec for part, spec in takes.items() if members[part]), None)
     return [shlex.join(["mmstream", "embed", *sources, "DEST", "--model", model])] if model else []
 
