@@ -24,17 +24,33 @@ import typer
 
 from mmstream.errors import ExitCode, MmstreamError
 
+
+def _example(command: str) -> str:
+    return f"Example: [bold]{command}[/]"
+
+
 app = typer.Typer(
     name="mmstream",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    epilog=_example("mmstream demo"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-index_app = typer.Typer(help="Build and inspect indexes.", no_args_is_help=True)
-synth_app = typer.Typer(help="Write made-up data sets to try things on.", no_args_is_help=True)
-bench_app = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+index_app = typer.Typer(
+    help="Build and inspect indexes.", epilog=_example("mmstream index build emb index"), no_args_is_help=True
+)
+synth_app = typer.Typer(
+    help="Write made-up data sets to try things on.",
+    epilog=_example("mmstream synth scenes scenes/"),
+    no_args_is_help=True,
+)
+bench_app = typer.Typer(
+    help="Measure how fast this machine is.",
+    epilog=_example("mmstream bench encode --random ViT-B/32"),
+    no_args_is_help=True,
+)
 app.add_typer(index_app, name="index")
 app.add_typer(synth_app, name="synth")
 app.add_typer(bench_app, name="bench")
@@ -86,7 +102,7 @@ def verb(parent: typer.Typer, name: str, example: str) -> Callable[[Callable[...
         parameters = [p.replace(kind=keyword) for p in signature.parameters.values()]
         run.__signature__ = signature.replace(parameters=[*parameters, *extra])  # ty: ignore[missing-attribute]
         run.__annotations__ = {p.name: p.annotation for p in [*parameters, *extra]}
-        parent.command(name, epilog=f"Example: [bold]{example}[/]")(run)
+        parent.command(name, epilog=_example(example))(run)
         return function
 
     return register
@@ -389,7 +405,7 @@ def export(
     return export(dest, out, format=format, of=of, rows_per_file=rows_per_file)
 
 
-@verb(app, "train", "mmstream train jobs/recipes/pairs.yaml --out runs/pairs epochs=20")
+@verb(app, "train", "mmstream train jobs/recipes/pairs.yaml --out runs/pairs 'data.train=s3://bucket/*.tar'")
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML recipe.", metavar="RECIPE")],
     out: Annotated[str, typer.Option(help="The run's folder or URL.", metavar="RUN")],

@@ -36,10 +36,11 @@ def test_help_answers_at_once_and_names_every_verb() -> None:
         best = min(best, time.perf_counter() - start)
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in [*VERBS, "index", "synth", "bench"])
+    assert "Example: mmstream demo" in done.stdout
     assert best <= 0.5
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "index build", "index info", "synth scenes", "bench encode"])
+@pytest.mark.parametrize("verb", [*VERBS, "index build", "index info", "synth scenes", "pack", "stats", "bench encode"])
 def test_every_verb_has_an_example_and_the_common_options(verb: str) -> None:
     done = run(*verb.split(), "--help", COLUMNS="200")
     assert done.returncode == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -119,8 +120,8 @@ def write_scenes(
         ceiling=means["seen"],
         ceiling_unseen_pairs=means["unseen"],
         next=[
-            f"mmstream inspect {join(dest, 'train')}",
-            f"mmstream embed {join(dest, 'test')} {join(dest, 'emb')} --model SPEC",
+            shlex.join(["mmstream", "inspect", join(dest, "train")]),
+            shlex.join(["mmstream", "embed", join(dest, "test"), join(dest, "emb"), "--model", "SPEC"]),
         ],
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -108,7 +109,7 @@ class IndexVersion:
             fingerprint=m.fingerprint,
             embeddings=m.embeddings,
             bytes=sum(f.bytes for f in m.files.values()),
-            next=[f'mmstream search {self.url} "a few words"'],
+            next=[shlex.join(["mmstream", "search", self.url, "a few words"])],
         )
 
 

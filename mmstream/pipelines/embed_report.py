@@ -56,7 +56,7 @@ class EmbedReport(Report):
         if not self.already_finished:
             if self.resumed_samples:
                 shown.append(("went on", f"with {counted(self.resumed_samples, 'sample')} committed by earlier runs"))
-            speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second else ""
+            speed = f", {self.samples_per_second:,.0f} samples/s" if self.samples_per_second >= 1 else ""
             shown.append(("time", f"{self.seconds:.1f} s{speed}"))
         if self.waited_for:
             share = f"{100 * (self.encoder_waited or 0):.0f} % of the time"

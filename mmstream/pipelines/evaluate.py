@@ -53,7 +53,8 @@ class EvalReport(Report):
             shown.append((direction.replace("_to_", " → "), scores))
         shown.append(("chance", "  ".join(f"{k.upper()} {v:.4f}" for k, v in r["chance"].items())))
         if r["ceiling"] is not None:
-            shown.append(("ceiling", f"R@1 {r['ceiling']:.3f}: captions fit several pictures, no model can do better"))
+            why = ": captions fit several pictures, no model can do better" if r["ceiling"] < 1 else ""
+            shown.append(("ceiling", f"R@1 {r['ceiling']:.3f}{why}"))
         shown.append(("rejects", ", ".join(f"{reason} {n:,}" for reason, n in self.rejects.items()) or "none"))
         return shown
 

@@ -31,71 +31,14 @@ from mmstream.errors import Reason, RefusedError, UsageError
 from mmstream.pipelines.embed import run
 from mmstream.pipelines.ledger import MAX_REJECTS, Ledger
 from mmstream.pipelines.manifest import OpenSet, open_set, stored_encoder
+from mmstream.pipelines.repair_report import RepairReport, ReplayReport
 from mmstream.schema import ChunkRecord, ShardRecord
-from mmstream.storage.files import FileInfo, absolute, how_to_restore, info
-from mmstream.telemetry import Report, counted
+from mmstream.storage.files import FileInfo, absolute, how_to_restore, info, join, list_names
+from mmstream.telemetry import counted
 
 READ_THREADS = 8
 _LOST = {"gone": Reason.UNREADABLE, "changed": Reason.SOURCE_CHANGED}
 Chunks = dict[int, dict[int, ChunkRecord]]  # shard → chunk → record
-
-
-class RepairReport(Report):
-    """`chunks_recomputed` of those that are there now; `different` lists those whose bytes are not the lost ones', and
-    `rows_before` is what the manifest said, where the records cannot be made to say so again."""
-
-    dest: str
-    shards: int
-    rows: int
-    chunks_checked: int
-    chunks_recomputed: int
-    shards_folded: int
-    manifest_written: bool
-    rows_before: int | None = None
-    different: list[dict[str, Any]]
-
-    def title(self) -> str:
-        if self.chunks_recomputed or self.shards_folded:
-            return f"repaired: {counted(self.chunks_recomputed, 'chunk')} recomputed"
-        if self.manifest_written:
-            return "repaired: the manifest says now what is there, every record and every object is sound"
-        return "nothing to repair: every record and every object is sound"
-
-    def lines(self) -> list[tuple[str, str]]:
-        shown = [("where", self.dest), ("rows", f"{self.rows:,} in {counted(self.shards, 'shard')}")]
-        shown.append(("checked", counted(self.chunks_checked, "chunk")))
-        shown.append(("records", f"of {counted(self.shards_folded, 'shard')} written anew"))
-        if self.rows_before is not None:
-            shown.append(("manifest", f"said {counted(self.rows_before, 'row')}, and says now what is there"))
-        for d in self.different:
-            shown.append(("other bytes", f"shard {d['shard']} chunk {d['chunk']}: {d['what']} is not what was lost"))
-        return shown
-
-
-class ReplayReport(Report):
-    """`rejects` is what the set still sets aside, `rejects_before` what it did; `mended` are the shards that changed
-    at the source and were taken in anew, `gone` those that are not there any more."""
-
-    dest: str
-    chunks_recomputed: int
-    rows_gained: int
-    rejects_before: dict[str, int]
-    rejects: dict[str, int]
-    mended: list[str]
-    gone: list[str]
-
-    def title(self) -> str:
-        return f"replayed {counted(self.chunks_recomputed, 'chunk')}: {counted(self.rows_gained, 'more row')}"
-
-    def lines(self) -> list[tuple[str, str]]:
-        shown = [("where", self.dest), ("rejects before", _counts(self.rejects_before))]
-        shown.append(("rejects now", _counts(self.rejects)))
-        shown += [("mended at the source", url) for url in self.mended]
-        return [*shown, *(("gone at the source", url) for url in self.gone)]
-
-
-def _counts(rejects: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {n:,}" for reason, n in rejects.items()) or "none"
 
 
 def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
@@ -117,6 +60,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
             more shards.
         UnreachableError: a store does not answer.
     """
+    catalogs = list_names(join(absolute(dest), "catalog"))
     opened, names = _open(dest, source)
     records = read_records(opened.dest, opened.catalog, names)
     chunks = records.by_chunk()
@@ -152,6 +96,7 @@ def repair(dest: str, source: Sequence[str] = ()) -> RepairReport:
         chunks_recomputed=len(new),
         shards_folded=num_folded,
         manifest_written=finished != opened,
+        catalog_written=list_names(join(opened.dest, "catalog")) != catalogs,
         different=[d for c in new if (d := _difference(c, wrong.get(c.shard, {}).get(c.chunk)))],
         next=[shlex.join(["mmstream", "audit", opened.dest])],
     )

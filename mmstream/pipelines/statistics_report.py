@@ -68,7 +68,8 @@ class StatsReport(Report):
             shown.append(("damaged", f"{where}: what lies behind it was not counted"))
         shown.append(("where", self.dest))
         if not self.already_finished:
-            shown.append(("time", f"{self.seconds:.1f} s, {self.samples / max(self.seconds, 1e-9):,.0f} samples/s"))
+            rate = self.samples / max(self.seconds, 1e-9)
+            shown.append(("time", f"{self.seconds:.1f} s{f', {rate:,.0f} samples/s' if rate >= 1 else ''}"))
         return shown
 
 
