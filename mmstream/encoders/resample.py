@@ -9,10 +9,9 @@ digit of its fixed-point numbers. Pictures lie in the corner of a common canvas,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 
 from mmstream.encoders.preprocessing import Preprocessing
@@ -21,31 +20,34 @@ from mmstream.media.image import margins, shape_of
 _EDGE = 64  # canvases grow by so many pixels at a time: few shapes, so that a compiled step is compiled seldom
 
 
-def weights(preprocessing: Preprocessing, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(down float32 [out height, height], across float32 [out width, width]) of a picture of that size; rows that lie
-    beside the picture are 0, which is black."""
-    new = shape_of(height, width, preprocessing.size)
-    crop = preprocessing.crop or new
-    return tuple(  # ty: ignore[invalid-explicit-return]
-        _matrix(length, new_length, crop_length, preprocessing.algorithm, preprocessing.centre)
-        for length, new_length, crop_length in zip((height, width), new, crop, strict=True)
-    )
+def canvas_of(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the smallest canvas that a picture of that size fits in."""
+    return _EDGE * math.ceil(height / _EDGE), _EDGE * math.ceil(width / _EDGE)
 
 
 def on_canvas(pictures: Sequence[torch.Tensor], preprocessing: Preprocessing) -> tuple[torch.Tensor, ...]:
     """uint8 [3, height, width] each, on one device → what `normalized` takes: canvas uint8 [n, 3, H, W], down float32
-    [n, out height, H] and across float32 [n, out width, W]."""
-    device = pictures[0].device
-    height, width = (_EDGE * math.ceil(max(p.shape[axis] for p in pictures) / _EDGE) for axis in (1, 2))
+    [n, out height, H] and across float32 [n, out width, W]. Rows of weights that lie beside a picture are 0, which is
+    black.
+
+    The weights are computed on the device: eight numbers of each picture are all that goes there.
+    """
+    device, shapes = pictures[0].device, [(p.shape[1], p.shape[2]) for p in pictures]
+    height, width = canvas_of(max(h for h, _ in shapes), max(w for _, w in shapes))
     canvas = torch.zeros((len(pictures), 3, height, width), dtype=torch.uint8, device=device)
-    both = [weights(preprocessing, *p.shape[1:]) for p in pictures]
-    down = np.zeros((len(pictures), len(both[0][0]), height), np.float32)
-    across = np.zeros((len(pictures), len(both[0][1]), width), np.float32)
-    for i, (picture, (rows, columns)) in enumerate(zip(pictures, both, strict=True)):
-        canvas[i, :, : picture.shape[1], : picture.shape[2]] = picture
-        down[i, :, : rows.shape[1]] = rows
-        across[i, :, : columns.shape[1]] = columns
-    return canvas, torch.from_numpy(down).to(device), torch.from_numpy(across).to(device)
+    if len(set(shapes)) == 1:  # two kernels and not one of each picture
+        canvas[:, :, : shapes[0][0], : shapes[0][1]] = torch.stack(list(pictures))
+    else:
+        for on, picture in zip(canvas, pictures, strict=True):
+            on[:, : picture.shape[1], : picture.shape[2]] = picture
+    found = [_axes(preprocessing, *shape) for shape in shapes]
+    axes = torch.tensor([about for about, _ in found], device=device)
+    crop = found[0][1]
+    return (
+        canvas,
+        _matrices(axes[:, 0], crop[0], height, preprocessing.algorithm),
+        _matrices(axes[:, 1], crop[1], width, preprocessing.algorithm),
+    )
 
 
 def normalized(
@@ -66,48 +68,59 @@ def _rounded(pixels: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _matrix(length: int, new_length: int, crop: int, algorithm: str, centre: str) -> np.ndarray:
-    """float32 [crop, length]"""
-    start, stop, padding = margins(new_length, crop, centre)
-    matrix = np.zeros((crop, length), np.float32)
-    matrix[padding : padding + stop - start] = _resampling(length, new_length, algorithm)[start:stop]
-    matrix.flags.writeable = False
-    return matrix
+def _axes(
+    preprocessing: Preprocessing, height: int, width: int
+) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[int, int]]:
+    """((old length, new length, first new pixel that is shown, black ones before it) down and across, crop)."""
+    new = shape_of(height, width, preprocessing.size)
+    crop = preprocessing.crop or new
+    axes = []
+    for old, length, shown in zip((height, width), new, crop, strict=True):
+        start, _, padding = margins(length, shown, preprocessing.centre)
+        axes.append((old, length, start, padding))
+    return tuple(axes), crop
 
 
-def _resampling(length: int, new_length: int, algorithm: str) -> np.ndarray:
-    """float64 [new_length, length]: Pillow's precompute_coeffs."""
-    if length == new_length:
-        return np.eye(length)
+def _matrices(axes: torch.Tensor, crop: int, length: int, algorithm: str) -> torch.Tensor:
+    """Pillow's precompute_coeffs for n pictures at once: int64 [n, 4] → float32 [n, crop, length]."""
     radius, filter_ = _FILTERS[algorithm]
-    factor = length / new_length
-    reach = radius * max(factor, 1.0)
-    middle = (np.arange(new_length) + 0.5) * factor
-    first = np.maximum((middle - reach + 0.5).astype(int), 0)
-    last = np.minimum((middle + reach + 0.5).astype(int), length)
-    at = np.arange(length)[None]
-    inside = (at >= first[:, None]) & (at < last[:, None])
-    found = np.where(inside, filter_((at - middle[:, None] + 0.5) / max(factor, 1.0)), 0.0)
-    return found / found.sum(1, keepdims=True)
+    old, new, start, padding = axes[:, :, None].unbind(1)
+    pixel = torch.arange(crop, device=axes.device) - padding + start  # of the resized picture, [n, crop]
+    is_shown = (pixel >= start) & (pixel < new)
+    factor = old.double() / new
+    wider = factor.clamp(min=1.0)
+    middle, reach = (pixel + 0.5) * factor, radius * wider
+    first = (middle - reach + 0.5).long().clamp(min=0)
+    last = torch.minimum((middle + reach + 0.5).long(), old)
+    at = torch.arange(length, device=axes.device)
+    inside = (at >= first[..., None]) & (at < last[..., None]) & is_shown[..., None]
+    found = filter_((at - middle[..., None] + 0.5) / wider[..., None]).masked_fill(~inside, 0.0)
+    return (found / found.sum(-1, keepdim=True).where(is_shown[..., None], 1.0)).float()
 
 
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    x, a = np.abs(x), -0.5
+def _bicubic(x: torch.Tensor) -> torch.Tensor:
+    x, a = x.abs(), -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
-    return np.where(x < 1, near, np.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
+    return torch.where(x < 1, near, torch.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
 
 
-def _bilinear(x: np.ndarray) -> np.ndarray:
-    return np.clip(1 - np.abs(x), 0, None)
+def _bilinear(x: torch.Tensor) -> torch.Tensor:
+    return (1 - x.abs()).clamp(min=0)
 
 
-def _box(x: np.ndarray) -> np.ndarray:
-    return ((x > -0.5) & (x <= 0.5)).astype(float)
+def _box(x: torch.Tensor) -> torch.Tensor:
+    return ((x > -0.5) & (x <= 0.5)).double()
 
 
-def _lanczos(x: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+def _lanczos(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), 0.0)
 
 
-_FILTERS = {"bicubic": (2.0, _bicubic), "bilinear": (1.0, _bilinear), "box": (0.5, _box), "lanczos": (3.0, _lanczos)}
+_Filter = Callable[[torch.Tensor], torch.Tensor]
+_FILTERS: dict[str, tuple[float, _Filter]] = {
+    "bicubic": (2.0, _bicubic),
+    "bilinear": (1.0, _bilinear),
+    "box": (0.5, _box),
+    "lanczos": (3.0, _lanczos),
+}
 ALGORITHMS = tuple(_FILTERS)

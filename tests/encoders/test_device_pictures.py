@@ -14,11 +14,19 @@ from samples import photographs
 from small_models import save_clip
 
 from mmstream.bench.pictures import jpegs
+from mmstream.encoders import device_pictures
 from mmstream.encoders.build import load_encoder
-from mmstream.encoders.device_pictures import DevicePictures, device_vectors, is_plain_jpeg
+from mmstream.encoders.device_pictures import (
+    BatchDecoder,
+    DevicePictures,
+    by_size,
+    device_vectors,
+    is_plain_jpeg,
+    nvimagecodec,
+)
 from mmstream.encoders.pictures import rows_that_fit
 from mmstream.encoders.preprocessing import Preprocessing
-from mmstream.encoders.resample import normalized, on_canvas
+from mmstream.encoders.resample import canvas_of, normalized, on_canvas
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.media.image import decode
 from mmstream.timing import Stopwatch
@@ -92,11 +100,13 @@ class Turbo:
     def __init__(self, broken: bytes = b"") -> None:
         self.broken, self.batches = broken, []
 
-    def __call__(self, pictures: list[bytes]) -> list[torch.Tensor]:
+    def __call__(self, pictures: list[bytes]) -> list[torch.Tensor | None]:
         self.batches.append(len(pictures))
-        if self.broken in pictures:
-            raise RuntimeError("nvjpeg: bad JPEG")
-        return [torch.from_numpy(decode(data).rgb.copy()).permute(2, 0, 1) for data in pictures]
+        return [None if data == self.broken else tensor_of(data) for data in pictures]
+
+
+def tensor_of(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(decode(data).rgb.copy()).permute(2, 0, 1)
 
 
 def test_plain_jpegs_take_the_devices_decoder_in_one_batch_and_the_others_the_cpus() -> None:
@@ -113,16 +123,60 @@ def test_plain_jpegs_take_the_devices_decoder_in_one_batch_and_the_others_the_cp
     assert ((images - reference).abs() * torch.tensor(preprocessing.std).reshape(1, 3, 1, 1)).mean() <= 1e-4
 
 
-def test_a_batch_that_the_device_gives_up_is_decoded_one_by_one_and_what_is_broken_says_why() -> None:
-    good, bad = jpegs(2, 64), jpegs(1, 64, seed=7)[0]
-    bad = bad[:300] + b"\xff\xc4" + bad[302:]
-    assert is_plain_jpeg(good[0])
+def test_what_the_device_gives_up_takes_the_cpus_codec_and_what_is_broken_says_why() -> None:
+    good = jpegs(2, 64)
     device = DevicePictures(wanted(), CPU, decoder=Turbo(broken=good[1]))
-    assert len(device(good)) == 2
-    assert (device.num_on_device, device.num_on_cpu) == (0, 2)
+    assert torch.equal(device(good), DevicePictures(wanted(), CPU, decoder=Turbo())(good))
+    assert (device.num_on_device, device.num_on_cpu) == (1, 1)
     with pytest.raises(Rejected) as rejected:
         device([good[0], b"no picture"])
     assert rejected.value.reason == Reason.NOT_IMAGE
+
+
+@pytest.fixture(scope="module")
+def codec() -> BatchDecoder:
+    """nvImageCodec itself, by its libjpeg-turbo."""
+    found = nvimagecodec(CPU)
+    if found is None:
+        pytest.skip("nvImageCodec is not installed: pip install 'mmstream[nvimgcodec]'")
+    return found
+
+
+def test_nvimagecodec_shows_a_jpeg_as_the_cpus_codec_does_and_gives_none_for_what_it_cannot_read(
+    codec: BatchDecoder,
+) -> None:
+    pictures = [*jpegs(3, 80), saved("L"), saved("RGB", progressive=True), saved("RGB", subsampling=0)]
+    found = codec([*pictures, b"no picture"])
+    assert found.pop() is None
+    for data, pixels in zip(pictures, found, strict=True):
+        assert pixels is not None and torch.equal(pixels.expand(3, -1, -1), tensor_of(data))
+
+
+def test_pictures_of_nvimagecodec_become_what_the_model_takes(codec: BatchDecoder) -> None:
+    preprocessing, pictures = wanted(), [*jpegs(3, 80), saved("L"), *photographs()]
+    device = DevicePictures(preprocessing, CPU, decoder=codec)
+    assert torch.equal(device(pictures), DevicePictures(preprocessing, CPU, decoder=Turbo())(pictures))
+    assert device.num_on_device == sum(map(is_plain_jpeg, pictures)) >= 4
+
+
+def test_a_large_picture_does_not_make_the_canvas_of_small_ones_large() -> None:
+    assert by_size([(64, 64)] * 4, 1 << 20) == [[0, 1, 2, 3]]
+    assert by_size([(60, 60), (900, 20), (64, 64), (2000, 2000), (30, 30)], 3 * 64 * 64) == [[0, 2, 4], [1], [3]]
+    shapes = [(37 * i % 900 + 1, 53 * i % 700 + 1) for i in range(200)]
+    groups = by_size(shapes, 1 << 20)
+    assert sorted(i for group in groups for i in group) == list(range(200))
+    for group in groups:
+        height, width = canvas_of(max(shapes[i][0] for i in group), max(shapes[i][1] for i in group))
+        assert len(group) == 1 or len(group) * height * width <= 1 << 20
+
+
+def test_groups_come_back_in_the_order_of_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [jpegs(1, size, seed=size)[0] for size in (300, 80, 200, 81)]
+    device = DevicePictures(wanted(), CPU, decoder=Turbo())
+    at_once = device(pictures)
+    monkeypatch.setattr(device_pictures, "_CANVAS_PIXELS", 1 << 16)
+    assert torch.equal(device(pictures), at_once)
+    assert len(by_size([(300, 300), (80, 80), (200, 200), (81, 81)], 1 << 16)) == 3
 
 
 def test_the_backend_is_another_part_of_a_fingerprint() -> None:
