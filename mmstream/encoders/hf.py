@@ -84,7 +84,7 @@ class HfPairs(PictureModel):
 
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
         inputs = {name: to_device(values, self.on) for name, values in tokens.items()}
-        with self.computing():
+        with torch.inference_mode():
             return self.module.get_text_features(**inputs).pooler_output.float().cpu().numpy()
 
 

@@ -73,7 +73,7 @@ class OpenClipEncoder(PictureModel):
         return self.module.encode_image(images)
 
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        with self.computing():
+        with torch.inference_mode():
             return self.module.encode_text(to_device(tokens["tokens"], self.on)).float().cpu().numpy()
 
 

@@ -7,8 +7,7 @@ batch before is at work, the model computes in bfloat16, channels last, and `fet
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,15 @@ class PictureModel(Encoder):
         self.module, self.micro_batch = module.eval().requires_grad_(False).to(self.on), rows
         if self.on.type == "cuda":
             self.module.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
-            self.device, self.dtype = torch.cuda.get_device_name(), "bfloat16"
+            self.device = torch.cuda.get_device_name()
             self._copies, self.micro_batch = torch.cuda.Stream(), GPU_ROWS
+            self.in_bfloat16()
+
+    def in_bfloat16(self) -> None:
+        """Weights and what flows between layers: a quarter faster than autocast, which goes back to float32 at every
+        norm (ViT-B/32 on an H100)."""
+        self.dtype = "bfloat16"
+        self.module.to(torch.bfloat16)
 
     def choose_micro_batch(self) -> None:
         if self.on.type == "cuda":
@@ -51,11 +57,9 @@ class PictureModel(Encoder):
         """Normalised pictures [n, 3, height, width] → vectors [n, d], on the device."""
         raise NotImplementedError
 
-    @contextmanager
-    def computing(self) -> Generator[None]:
-        """Where the model is called: without gradients, and in `dtype` (the weights stay in float32)."""
-        with torch.inference_mode(), torch.autocast(self.on.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            yield
+    def as_computed(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures in the model's own dtype."""
+        return images.to(torch.bfloat16) if self.dtype == "bfloat16" else images
 
     def place(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
         """uint8 [n, height, width, 3] on the device; on a GPU the copy may still be under way."""
@@ -75,8 +79,8 @@ class PictureModel(Encoder):
 
     def forward_images(self, images: torch.Tensor) -> Any:
         """As `forward`, of normalised pictures [n, 3, height, width] on the device."""
-        with self.computing():
-            vectors = self._features(images).float()
+        with torch.inference_mode():
+            vectors = self._features(self.as_computed(images)).float()
         if self.on.type != "cuda":
             return vectors
         # The way back is queued now: a copy that is asked for later would wait for the batch that was queued since.

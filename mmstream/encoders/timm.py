@@ -43,8 +43,10 @@ class TimmEncoder(PictureModel):
         _check_complete(module, file, spec)
         self.settle(module.float())
         self.preprocessing = preprocessing_of(timm, module, spec)
-        with self.computing():
-            self.dimension = int(self._features(torch.zeros(1, *self._input_shape, device=self.on)).shape[1])
+        with torch.inference_mode():
+            self.dimension = int(
+                self._features(self.as_computed(torch.zeros(1, *self._input_shape, device=self.on))).shape[1]
+            )
         self.fingerprint = fingerprint(
             {
                 "encoder": "timm",
@@ -67,8 +69,8 @@ class TimmEncoder(PictureModel):
     def feature_map(self, pixels: np.ndarray) -> np.ndarray:
         """Stacked pictures [n, height, width, 3] → what the model sees before it pools, float32, as timm lays it out:
         [n, channels, rows, columns] of CNNs, [n, tokens, channels] of ViTs."""
-        images = self.preprocessing.normalized(to_device(pixels, self.on))
-        with self.computing():
+        images = self.as_computed(self.preprocessing.normalized(to_device(pixels, self.on)))
+        with torch.inference_mode():
             return self.module.forward_features(images).float().cpu().numpy()
 
 

@@ -36,7 +36,7 @@ class TrainedEncoder(PictureModel):
         return self.module.encode_image(images)
 
     def _text_batch(self, tokens: Tokens) -> np.ndarray:
-        with self.computing():
+        with torch.inference_mode():
             return self.module.encode_text(torch.from_numpy(tokens["tokens"]).to(self.on)).float().cpu().numpy()
 
 

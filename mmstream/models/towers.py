@@ -142,4 +142,4 @@ class Block(nn.Module):
         q, k, v = self.query_key_value(x_BLE).view(B, L, 3, self.heads, E // self.heads).permute(2, 0, 3, 1, 4)
         with torch.autocast("cpu", enabled=False):  # the CPU's bfloat16 attention is slower than its float32
             y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask_B11L)
-        return self.out(y.transpose(1, 2).reshape(B, L, E))
+        return self.out(y.to(x_BLE.dtype).transpose(1, 2).reshape(B, L, E))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,24 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cosines(a: np.ndarray, b: torch.Tensor) -> np.ndarray:
     b = torch.nn.functional.normalize(b, dim=-1).numpy()
     return (a * b).sum(1)
+
+
+@pytest.mark.parametrize("save", [save_clip, save_siglip, save_vit, save_dinov2])
+def test_in_bfloat16_as_on_a_gpu_vectors_are_near(save: Callable[[Path], Path], tmp_path: Path) -> None:
+    encoder = load_encoder(f"hf:{save(tmp_path)}")
+    exact = [
+        encoder.encode_image(photographs()),
+        *([encoder.encode_text(TEXTS)] if "text" in encoder.modalities else []),
+    ]
+    encoder.in_bfloat16()
+    near = [
+        encoder.encode_image(photographs()),
+        *([encoder.encode_text(TEXTS)] if "text" in encoder.modalities else []),
+    ]
+    for a, b in zip(exact, near, strict=True):
+        assert b.dtype == np.float32
+        assert 0 < np.abs(a - b).max() < 0.05
+        assert np.einsum("nd,nd->n", a, b).min() >= 0.999
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])

@@ -58,6 +58,8 @@ def test_a_timm_model_gives_what_timm_gives(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = unit(reference.eval()(torch.stack(images)))
     assert np.abs(encoder.encode_image(photographs()) - wanted).max() <= 1e-5
+    encoder.in_bfloat16()  # as on a GPU
+    assert np.einsum("nd,nd->n", encoder.encode_image(photographs()), wanted).min() >= 0.99
     assert encoder.dimension == wanted.shape[1]
 
 
@@ -113,6 +115,9 @@ def test_an_open_clip_model_gives_what_open_clip_gives(architecture: str, tmp_pa
     assert np.abs(encoder.encode_image(photographs()) - image).max() <= 1e-5
     assert np.abs(encoder.encode_text(texts) - text).max() <= 1e-5
     assert load_encoder(f"open_clip:{architecture}/{file}").fingerprint == encoder.fingerprint
+    encoder.in_bfloat16()  # as on a GPU
+    assert np.einsum("nd,nd->n", encoder.encode_image(photographs()), image).min() >= 0.99
+    assert np.einsum("nd,nd->n", encoder.encode_text(texts), text).min() >= 0.99
 
 
 def test_preprocessing_that_comes_with_open_clip_weights_is_used_and_hashed(tmp_path: Path) -> None:
