@@ -138,7 +138,7 @@ def codec() -> BatchDecoder:
     """nvImageCodec itself, by its libjpeg-turbo."""
     found = nvimagecodec(CPU)
     if found is None:
-        pytest.skip("nvImageCodec is not installed: pip install 'mmstream[nvimgcodec]'")
+        pytest.skip("nvImageCodec is not installed: pip install 'mmstream[test]'")
     return found
 
 
