@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ def nvimagecodec(device: torch.device) -> BatchDecoder | None:
     differs by more than 1 of 255. nvJPEG alone, as torchvision calls it, differs by up to 3 on average.
     """
     try:
-        from nvidia import nvimgcodec as codec  # ty: ignore[import-not-found]
+        codec: Any = import_module("nvidia.nvimgcodec")
     except (ImportError, OSError):  # OSError: made for another CUDA
         return None
     is_gpu = device.type == "cuda"
