@@ -298,7 +298,7 @@ def embed(
         list[str] | None,
         typer.Option(
             help="Which samples are wanted, as min_side=64: min_ or max_ and characters, words, side, pixels, aspect "
-            "or seconds; or 'languages=\\[en, de]'."
+            "or seconds; or languages=en,de."
         ),
     ] = None,
     append: Annotated[

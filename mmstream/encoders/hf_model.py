@@ -50,7 +50,7 @@ class HfModel:
             raise self._cannot(e) from e
         if missing := sorted(about["missing_keys"]):
             raise UsageError(
-                f"{self.spec}: {len(missing)} weights of the model are in none of its files, first {missing[0]}: it "
+                f"{self.spec}: weights of the model are in none of its files ({len(missing)}, first {missing[0]}) and "
                 "would be filled with random numbers. Is the folder complete?"
             )
         return module.float().eval().requires_grad_(False).to(self.device)

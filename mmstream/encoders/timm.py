@@ -130,7 +130,7 @@ def _check_complete(module: Any, file: Path, spec: str) -> None:
         there = set(stored.keys())
     missing = sorted(set(module.state_dict()) - there)
     if missing and not hasattr(module, "pretrained_custom_load"):
-        raise UsageError(f"{spec}: {len(missing)} weights of the model are not in {file}, first {missing[0]}.")
+        raise UsageError(f"{spec}: weights of the model are not in {file} ({len(missing)}, first {missing[0]}).")
 
 
 def preprocessing_of(timm: ModuleType, module: Any, spec: str) -> Preprocessing:

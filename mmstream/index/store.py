@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from mmstream.errors import RefusedError, UsageError
 from mmstream.schema import FORMAT, IndexManifest, VersionRecord
-from mmstream.storage.files import absolute, join, list_files, read_bytes
+from mmstream.storage.files import absolute, exists, join, list_files, read_bytes
 from mmstream.telemetry import Report
 
 VECTORS, IDS, METADATA, CATALOG = "vectors.f16", "ids.i64", "metadata.parquet", "catalog.parquet"
@@ -147,6 +147,10 @@ def _current(url: str) -> VersionRecord:
             refusal = refusal or e
     if refusal:
         raise refusal
+    if exists(join(url, "commits")):
+        raise UsageError(
+            f"{url}: an embedding set, and no index. Make one: `mmstream index build {url} INDEX`."
+        )
     raise UsageError(f"{url}: no index is there. Make one with `mmstream index build EMB {url}`.")
 
 

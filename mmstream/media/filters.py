@@ -10,7 +10,7 @@ import json
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmstream.config import Config
 from mmstream.errors import Reason, Rejected
@@ -39,6 +39,14 @@ class Filters(Config):
     max_aspect: _Positive | None = None
     min_seconds: _Positive | None = None
     max_seconds: _Positive | None = None
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _as_codes(cls, value: Any) -> Any:
+        """One code, or several between commas, are a list too; Norwegian is `no`, which YAML takes for false."""
+        codes = value.replace(",", " ").split() if isinstance(value, str) else value
+        codes = [codes] if isinstance(codes, bool) else codes
+        return tuple("no" if c is False else c for c in codes) if isinstance(codes, list | tuple) else codes
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

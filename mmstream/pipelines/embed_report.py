@@ -65,10 +65,10 @@ class EmbedReport(Report):
         shown += [(f"field {name}", NULLS) for name in self.absent_fields]
         for d in self.damaged:
             where = f"{d.url}: {d.reason} at byte {d.offset:,} ({d.detail})"
-            lost = f"{counted(d.rows_seen, 'sample')} came before it, and about {d.rows_behind:,} lie behind"
+            behind = f"about {d.rows_behind:,} lie behind" if d.rows_behind else "few or none lie behind"
             if d.reason == Reason.TAR_TRUNCATED and not d.rows_behind:
-                lost = f"{counted(d.rows_seen, 'sample')} came before it, and what was cut off nobody knows"
-            shown.append(("damaged", f"{where}: {lost}"))
+                behind = "what was cut off nobody knows"
+            shown.append(("damaged", f"{where}: {counted(d.rows_seen, 'sample')} came before it, and {behind}"))
         return shown
 
 

@@ -26,6 +26,12 @@ def test_no_index_is_a_sentence_with_the_command_that_makes_one(tmp_path: Path) 
         open_version(str(tmp_path / "nothing"))
 
 
+def test_an_embedding_set_is_not_told_to_hold_its_own_index(tmp_path: Path) -> None:
+    (tmp_path / "commits").mkdir()
+    with pytest.raises(UsageError, match=r"an embedding set, and no index.*index build .* INDEX`"):
+        open_version(str(tmp_path))
+
+
 def test_a_version_that_is_not_there_names_those_that_are(index: Path) -> None:
     with pytest.raises(UsageError, match="no version 7; it has 1"):
         open_version(str(index), 7)

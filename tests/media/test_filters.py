@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmstream.config import overridden
 from mmstream.errors import Reason, Rejected, UsageError
 from mmstream.media.filters import Filters, check, language
 
@@ -77,6 +78,17 @@ def test_a_reason_becomes_a_reject():
 def test_limits_that_make_no_sense_are_refused(limits: dict[str, Any], said: str):
     with pytest.raises(UsageError, match=said):
         Filters.checked(limits)
+
+
+@pytest.mark.parametrize("written", ["[en, no]", "en,no", '["en", "no"]'])
+def test_languages_are_read_as_people_write_them(written: str):
+    limits = overridden({}, [f"languages={written}"])
+    assert Filters.checked(limits).languages == ("en", "no")
+
+
+def test_one_language_needs_no_list():
+    assert Filters.checked({"languages": "en"}).languages == ("en",)
+    assert Filters.checked({"languages": False}).languages == ("no",)  # what YAML makes of Norwegian
 
 
 def test_captions_in_other_languages_are_told():
