@@ -148,9 +148,7 @@ def _current(url: str) -> VersionRecord:
     if refusal:
         raise refusal
     if exists(join(url, "commits")):
-        raise UsageError(
-            f"{url}: an embedding set, and no index. Make one: `mmstream index build {url} INDEX`."
-        )
+        raise UsageError(f"{url}: an embedding set, and no index. Make one: `mmstream index build {url} INDEX`.")
     raise UsageError(f"{url}: no index is there. Make one with `mmstream index build EMB {url}`.")
 
 
