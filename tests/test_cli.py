@@ -146,7 +146,7 @@ def test_inspect_advises_no_embed_where_it_saw_no_sample(tmp_path: Path) -> None
 def test_the_help_of_embed_names_its_model_and_its_filters() -> None:
     shown = " ".join(run("embed", "--help", COLUMNS="400").stdout.split())
     assert f"[default: {DEFAULT_SPEC}]" in shown
-    assert "SRC has to name the old ones, too" in shown and "'languages=[en, de]'" in shown
+    assert "SRC has to name the old ones, too" in shown and "languages=en,de" in shown
     for limit in set(Filters.model_fields) - {"languages"}:
         assert limit.partition("_")[2] in shown
 
