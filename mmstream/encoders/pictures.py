@@ -109,12 +109,13 @@ class PictureModel(Encoder):
 
 
 def rows_that_fit(bytes_per_row: float, device_bytes: int, most: int = GPU_ROWS) -> int:
-    """Rows of a micro-batch that take at most a quarter of the device's memory, `most` halved until they do.
+    """Rows of a micro-batch that take at most an eighth of the device's memory, `most` halved until they do: several
+    encoders may share it.
 
     Of the device's model and the encoder alone, not of a clock or of what else runs: the same bytes in every run.
     """
     rows = most
-    while rows > 1 and rows * bytes_per_row > device_bytes / 4:
+    while rows > 1 and rows * bytes_per_row > device_bytes / 8:
         rows //= 2
     return rows
 

@@ -8,6 +8,7 @@ driver sees a few numbers per chunk and never a sample. Run it again after any k
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,10 +41,16 @@ from mmstream.storage.files import absolute
 from mmstream.telemetry import Progress, warn
 from mmstream.timing import Diagnosis, Stopwatch, diagnosed
 
+CALLS = 3  # chunks at hand in an actor: one is encoded, while those before it are written
+
 
 @dataclass
 class _Encode:
-    """The encoder stage's actor: a chunk in, its commit out as one small row."""
+    """The encoder stage's actor: a chunk in, its commit out as one small row.
+
+    `CALLS` threads of Ray call it. One thread encodes, chunk after chunk, so that the model has a single user and a
+    chunk that is marked as at work is the one that a crash is about; the callers write what it made.
+    """
 
     spec: str
     fingerprint: str
@@ -56,6 +63,8 @@ class _Encode:
     contained: Containment
     encoder: Encoder = field(init=False)
     pool: ThreadPoolExecutor = field(init=False)
+    turn: ThreadPoolExecutor = field(init=False)
+    writing: _Writing = field(init=False)
     idle_since: float = field(init=False)
     is_first: bool = True
 
@@ -64,13 +73,22 @@ class _Encode:
             self.encoder = load_on_worker(self.spec, self.fingerprint, self.threads)
         self.encoder.micro_batch = self.micro_batch
         self.pool = ThreadPoolExecutor(self.threads, "decode")
+        self.turn = ThreadPoolExecutor(1, "encode")
+        self.writing = _Writing()
         self.idle_since = time.perf_counter()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        watch = Stopwatch()
-        idle = time.perf_counter() - self.idle_since
         info, samples = from_row(row)
-        self._waited(watch, idle, info)
+        watch = Stopwatch()
+        result = self.turn.submit(self._encoded, info, samples, watch).result()
+        with self.writing:
+            record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
+        had = [f for f in self.fields if result.rows[f].null_count < result.rows.num_rows]
+        done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes, "fields": json.dumps(had)}
+        return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
+
+    def _encoded(self, info: ChunkInfo, samples: pa.Table, watch: Stopwatch) -> ChunkResult:
+        self._waited(watch, time.perf_counter() - self.idle_since, info)
         with self.contained.chunk(info) as decoder:
             rows, rejects = encode_chunk(
                 info,
@@ -82,32 +100,55 @@ class _Encode:
                 decoder=decoder,
                 filters=self.filters,
             )
-            with watch("write"):
-                result = ChunkResult(
-                    shard=info.shard,
-                    chunk=info.chunk,
-                    first_row=info.first_row,
-                    num_samples=info.num_samples,
-                    rows=rows,
-                    rejects=rejects,
-                    end=info.end,
-                    damage=info.damage,
-                    source_bytes=info.source_bytes,
-                    source_etag=info.source_etag,
-                )
-                record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
         self.idle_since = time.perf_counter()
-        had = [f for f in self.fields if rows[f].null_count < rows.num_rows]
-        done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes, "fields": json.dumps(had)}
-        return pa.Table.from_pylist([{**done, **{f"{k}_seconds": watch.seconds.get(k, 0.0) for k in STAGES}}])
+        return ChunkResult(
+            shard=info.shard,
+            chunk=info.chunk,
+            first_row=info.first_row,
+            num_samples=info.num_samples,
+            rows=rows,
+            rejects=rejects,
+            end=info.end,
+            damage=info.damage,
+            source_bytes=info.source_bytes,
+            source_etag=info.source_etag,
+        )
 
     def _waited(self, watch: Stopwatch, idle: float, info: ChunkInfo) -> None:
-        """Divides the time without a chunk between the store and what else reading takes, as the reader's was."""
+        """Divides the time without a chunk: while all calls were writing, that was at fault; else the store and what
+        else reading takes, as the reader's time was."""
+        blocked = min(idle, self.writing.blocked_seconds())
+        watch.add("write", blocked)
+        idle -= blocked
         if self.is_first:  # the rest of the first wait is the start of the readers
             idle, self.is_first = min(idle, info.read_seconds), False
         of_store = min(1.0, info.store_seconds / info.read_seconds) if info.read_seconds > 0 else 0.0
         watch.add("store", idle * of_store)
         watch.add("tar", idle * (1 - of_store))
+
+
+class _Writing:
+    """How long all `CALLS` were writing at once, so that no chunk could be encoded."""
+
+    def __init__(self) -> None:
+        self._lock, self._num, self._blocked, self._since = threading.Lock(), 0, 0.0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num += 1
+            self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._num == CALLS:
+                self._blocked += time.perf_counter() - self._since
+            self._num -= 1
+
+    def blocked_seconds(self) -> float:
+        """Since this was last asked."""
+        with self._lock:
+            blocked, self._blocked = self._blocked, 0.0
+        return blocked
 
 
 STAGES = ("store", "tar", "decode", "transfer", "model", "write")
@@ -241,9 +282,8 @@ def run(opened: OpenSet, ledger: Ledger, tasks: list[ShardTask], encoder: Encode
     settings += (shares.encoder_threads, manifest.micro_batch, dict(ledger.generations))
     num_bytes = 0
     with streaming_context(), our_errors(), containment() as contained:
-        results = encode_stage(
-            chunk_dataset(tasks, shares, columns_of(encoder)), _Encode, (*settings, contained), shares
-        )
+        chunks = chunk_dataset(tasks, shares, columns_of(encoder))
+        results = encode_stage(chunks, _Encode, (*settings, contained), shares, calls=CALLS)
         with Progress(title, opened.catalog.num_rows, "shards", rate_of="samples") as progress:
             progress.update(len(ledger.shards))
             for done in rows_of(results):
@@ -282,8 +322,9 @@ def tables_of(dataset: Dataset) -> Iterator[pa.Table]:
     yield from tables
 
 
-def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
+def encode_stage(dataset, actor: type, settings: tuple, shares: Shares, *, calls: int = 1):
     """`actor(*settings)` on each chunk of `dataset`, as a stage of its own with the encoder's share of the machine.
+    `calls` threads call each actor.
 
     Another number of CPUs than the readers' keeps Ray from fusing the two stages. Ray restarts an actor that died and
     repeats what it had at hand, without end: every such actor uses `Containment`, which sees to an end.
@@ -298,7 +339,12 @@ def encode_stage(dataset, actor: type, settings: tuple, shares: Shares):
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=shares.encoder_cpus,
-            compute=ActorPoolStrategy(size=shares.encoders, max_tasks_in_flight_per_actor=4),
+            compute=ActorPoolStrategy(
+                size=shares.encoders,
+                max_tasks_in_flight_per_actor=3 + calls,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=calls > 1,
+            ),
             max_restarts=-1,
             max_task_retries=-1,
             **gpus,

@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -26,6 +26,7 @@ from mmstream.telemetry import counted, say
 LOGICAL_CPUS = 4
 OBJECT_STORE_BYTES = 1 << 30
 MAX_CPU_ENCODERS = 8
+MAX_ON_A_GPU = 3
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def encode_shares(num_tasks: int, threads: int | None = None, *, with_gpus: bool
 
 
 def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int, gpus: int) -> Shares:
-    """A GPU each where there are GPUs, else encoders that fill the cores; two readers per GPU, one on CPUs.
+    """Encoders that share each GPU where there are GPUs, else encoders that fill the cores.
 
-    No more encoders than tasks: an actor without work costs seconds of start.
+    A process decodes no faster with more threads than about five, since Python's lock is held between the native
+    codecs: a GPU of many cores is fed by up to `MAX_ON_A_GPU` processes, each with the model in memory and at most an
+    eighth of the device for its batches. No more encoders than tasks: an actor without work costs seconds of start.
 
     Args:
         threads: of each encoder, where that is settled: another number can change the last bit of a vector.
@@ -149,13 +152,16 @@ def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int
     """
     if gpus:
         readers = max(2, min(3 * gpus, int(cpus) // 2))
-        shares = Shares(readers, 0.5, min(gpus, num_tasks), 1.0, 1.0, encoder_threads=threads or 4)
+        each = max(1, min(MAX_ON_A_GPU, physical // (gpus * 5)))
+        encoders = min(gpus * each, num_tasks)
+        shares = Shares(readers, 0.5, encoders, 1.0, 1.0 / each, encoder_threads=threads or 4)
     else:
         encoders = max(1, min(physical // (threads or 1), MAX_CPU_ENCODERS, num_tasks))
         readers = max(1, encoders // 4)
         shares = Shares(readers, 0.5, encoders, 1.0, 0.0, encoder_threads=threads or max(1, physical // encoders))
-    while shares.cpus > cpus and shares.encoders > 1 and not gpus:
-        shares = Shares(1, 0.5, shares.encoders - 1, 1.0, 0.0, shares.encoder_threads)
+    while shares.cpus > cpus and shares.encoders > max(1, gpus):
+        readers = shares.readers if gpus else 1
+        shares = replace(shares, readers=readers, encoders=shares.encoders - 1)
     if shares.cpus > cpus:
         actors = f"{counted(shares.readers, 'reader')}, {counted(shares.encoders, 'encoder')}"
         raise UsageError(

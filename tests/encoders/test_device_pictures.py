@@ -204,9 +204,9 @@ def test_the_vectors_are_those_of_the_cpus_way(tmp_path: Path) -> None:
     assert np.einsum("nd,nd->n", vectors, encoder.encode_image(pictures)).min() >= 0.9999
 
 
-def test_a_micro_batch_is_halved_until_it_takes_a_quarter_of_the_device() -> None:
+def test_a_micro_batch_is_halved_until_it_takes_an_eighth_of_the_device() -> None:
     assert rows_that_fit(1 << 20, 80 << 30) == 256
-    assert rows_that_fit(200 << 20, 80 << 30) == 64
+    assert rows_that_fit(200 << 20, 80 << 30) == 32
     assert rows_that_fit(1 << 40, 1 << 30) == 1
 
 

@@ -69,12 +69,14 @@ class Weather:
 
 @dataclass
 class Wire:
-    """What has gone over it since `begin`, the fault or the weather that waits there, and what that did."""
+    """What has gone over it since `begin`, the fault or the weather that waits there, and what that did; every request
+    waits for `latency` seconds first."""
 
     fault: Fault | None = None
     weather: Weather | None = None
     seen: list[str] = field(default_factory=list)
     struck: list[Fault] = field(default_factory=list)
+    latency: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, fault: Fault | None = None, weather: Weather | None = None) -> None:
@@ -126,6 +128,7 @@ def proxy(upstream_port: int) -> Generator[tuple[str, Wire]]:
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = wire.take(kind(self.command, self.path))
+            closing.wait(wire.latency)
             action = fault.action if fault else None
             if fault and action is Action.KILLED_BEFORE:
                 fault.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tars import make_tar
 from mmstream import timing
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.fake import FakeEncoder
+from mmstream.encoders.pipelined import prepared
 from mmstream.media.decoding import Decoder, Direct
 from mmstream.media.filters import Filters
 from mmstream.pipelines import embed, source
@@ -68,11 +70,12 @@ def ran(folder: Path) -> Diagnosis:
     actor, seconds = embed._Encode(*settings), dict.fromkeys(embed.STAGES, 0.0)
     task = source.ShardTask(0, str(folder / "a.tar"), len(tar), "")
     num_rows = 0
-    for row in source.read_rows(task):
-        done = actor(row).to_pylist()[0]
-        num_rows += 1
-        for stage in embed.STAGES:
-            seconds[stage] += done[f"{stage}_seconds"]
+    with ThreadPoolExecutor(embed.CALLS) as calls:  # as Ray calls it
+        for table in prepared(source.read_rows(task), actor, calls, embed.CALLS):
+            done = table.to_pylist()[0]
+            num_rows += 1
+            for stage in embed.STAGES:
+                seconds[stage] += done[f"{stage}_seconds"]
     assert num_rows >= NUM_CHUNKS
     found = diagnosed(seconds)
     assert found is not None
