@@ -74,7 +74,7 @@ def build_index(
         factory=FACTORY,
         bytes=sum(f.bytes for f in version.manifest.files.values()),
         seconds=round(time.perf_counter() - started, 3),
-        next=[shlex.join(["mmstream", "search", index_url, "a few words", "-k", "10", "--html", "hits.html"])],
+        next=[shlex.join(["mmstream", "search", index_url, *_question(emb), "-k", "10", "--html", "hits.html"])],
     )
 
 
@@ -103,6 +103,11 @@ def _parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd", row_group_size=METADATA_GROUP_ROWS)
     return out.getvalue()
+
+
+def _question(emb: EmbeddingSet) -> list[str]:
+    """What its encoder can be asked with: words where it takes any."""
+    return ["a few words"] if "text" in emb.manifest.modalities else ["--image", "FILE"]
 
 
 def _manifest(emb: EmbeddingSet, of: str, encoded: Encoded, files: dict[str, StoredObject]) -> IndexManifest:

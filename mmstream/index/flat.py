@@ -22,14 +22,14 @@ class FlatIndex:
 
     def __init__(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         num, dimension = vectors.shape
-        self._ids = ids
+        self.ids = ids
         self._vectors = vectors
         codec = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._index = faiss.IndexIDMap2(codec)
         self._index.add_sa_codes(np.ascontiguousarray(vectors).view(np.uint8).reshape(num, -1), ids)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best min(k, n) of all vectors for a query float32 [d]: scores float32 [·] and ids int64 [·]."""
@@ -47,8 +47,8 @@ class FlatIndex:
 
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """The rows of some ids, int64 of the same shape; -1 where an id is not in the index."""
-        at = np.minimum(np.searchsorted(self._ids, ids), len(self) - 1)
-        return np.where(self._ids[at] == ids, at, -1)
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
+        return np.where(self.ids[at] == ids, at, -1)
 
     def vector(self, position: int) -> np.ndarray:
         """The stored vector of a row, as float32 [d]."""

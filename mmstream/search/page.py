@@ -44,12 +44,17 @@ def write_page(dest: str, index: Index, hits: Sequence[Hit], query: str, *, pict
         Rejected: `picture` cannot be decoded.
     """
     asked = inline_image(thumbnail(picture), query) if picture is not None else ""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        pictures = list(pool.map(lambda hit: _inline(index, hit), hits))
+    pictures = pictures_of(index, hits)
     about = (
         f"{len(hits)} of {len(index):,} {index.info.of} vectors, nearest first · {index.url}, version {index.version}"
     )
     write_bytes(dest, render(query, about, hits, pictures, asked).encode())
+
+
+def pictures_of(index: Index, hits: Sequence[Hit]) -> list[str]:
+    """HTML of each hit's picture, or of the reason why it cannot be shown."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return list(pool.map(lambda hit: _inline(index, hit), hits))
 
 
 def _inline(index: Index, hit: Hit) -> str:

@@ -104,6 +104,11 @@ class Index:
         m = self.manifest
         return f"<Index {self.url} version {self.version}: {len(self):,} {m.of} vectors of {m.encoder}>"
 
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 [n], of the samples that it holds, rising."""
+        return self._flat.ids
+
     @cached_property
     def catalog(self) -> pa.Table:
         """The shards that hold the pictures, schema.CATALOG."""
