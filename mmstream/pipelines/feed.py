@@ -8,8 +8,9 @@ goes on streams the same batches again and passes over those it has had.
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from mmstream.embeddings.writer import to_parquet
-from mmstream.errors import UsageError
+from mmstream.errors import MmstreamError, UsageError
 from mmstream.media.text import Tokenizer
 from mmstream.models.card import Preprocessing
 from mmstream.pipelines.contain import Containment
@@ -31,6 +32,7 @@ from mmstream.telemetry import counted
 from mmstream.train.data import Batch, Batcher, Prepare
 from mmstream.train.recipe import Recipe
 
+FED = ("store", "tar", "decode")  # the stages of the feed whose seconds go along with the batches
 WORKER_CPUS, DECODER_CPUS, CUTTER_CPUS = 0.5, 0.5, 0.25
 
 
@@ -122,6 +124,40 @@ def _from_bytes(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
     return np.frombuffer(column[0].as_buffer(), dtype)
 
 
+class Feed:
+    """This rank's parts of batches, from rows that `to_part` made: `number` `first`, `first` + 1, …
+
+    Raises:
+        MmstreamError: on iteration, another batch came: a step on parts of different batches would go unnoticed.
+    """
+
+    def __init__(self, rows: Iterable[pa.Table], first: int, decoders: int, *, otherwise: str = "") -> None:
+        self._rows, self._next, self._decoders, self._otherwise = rows, first, decoders, otherwise
+        self._spent_ns = dict.fromkeys(FED, 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        is_first = True
+        for table in self._rows:
+            for n in range(table.num_rows):
+                row = table.slice(n, 1)
+                if (number := row["number"][0].as_py()) != self._next:
+                    raise MmstreamError(
+                        f"a part of batch {number} came where one of batch {self._next} was due. {self._otherwise}"
+                    )
+                if not is_first:  # what was spent before it is the start, for which nobody waits while training
+                    for stage in FED:
+                        self._spent_ns[stage] += row[f"{stage}_ns"][0].as_py()
+                is_first = False
+                yield part_of(row)
+                self._next += 1
+
+    def spent(self) -> dict[str, float]:
+        """Seconds by stage of the batches since this was last asked, of each decoder: as many work side by side."""
+        spent = {stage: ns / 1e9 / self._decoders for stage, ns in self._spent_ns.items()}
+        self._spent_ns = dict.fromkeys(FED, 0)
+        return spent
+
+
 @dataclass
 class _Decode:
     """The decode stage's actor: a chunk in, its usable samples out as one row; rejects are written in epoch 0."""
@@ -143,6 +179,7 @@ class _Decode:
         )
 
     def __call__(self, row: pa.Table) -> pa.Table:
+        start = time.perf_counter()
         info, samples = from_row(row)
         with self.contained.chunk(info) as decoder:
             batch, rejects = self._prepare(samples, info.epoch, decoder)
@@ -152,7 +189,10 @@ class _Decode:
             rejects.append({**dict.fromkeys(REJECT.names), **about, **why})
         if rejects and info.epoch == 0:
             self._write(info, rejects)
-        return to_part(batch, epoch=info.epoch, shard=info.shard, chunk=info.chunk, end=int(info.end))
+        decode = time.perf_counter() - start
+        spent = {"store": info.store_seconds, "tar": info.read_seconds - info.store_seconds, "decode": decode}
+        place = {"epoch": info.epoch, "shard": info.shard, "chunk": info.chunk, "end": int(info.end)}
+        return to_part(batch, **place, **{f"{stage}_ns": int(1e9 * s) for stage, s in spent.items()})
 
     def _write(self, info: ChunkInfo, rejects: list[dict]) -> None:
         # One name for a chunk, whoever writes it: every attempt has the same rejects.
@@ -178,6 +218,7 @@ class _Cut:
         self._places = self._in_order()
         self._next = next(self._places)
         self._num_batches = 0
+        self._spent_ns = dict.fromkeys(FED, 0)  # on the chunks since the last batch
 
     def __call__(self, row: pa.Table) -> Iterator[pa.Table]:
         epoch, shard, chunk = (row[name][0].as_py() for name in ("epoch", "shard", "chunk"))
@@ -196,6 +237,8 @@ class _Cut:
 
     def _add(self, row: pa.Table) -> Iterator[pa.Table]:
         epoch = self._next[0]
+        for stage in FED:
+            self._spent_ns[stage] += row[f"{stage}_ns"][0].as_py()
         yield from self._parts(self._batcher.add(part_of(row)))
         self._next = self._places.send(bool(row["end"][0].as_py()))
         if self._next[0] != epoch:
@@ -207,5 +250,7 @@ class _Cut:
             self._num_batches += 1
             if self._num_batches <= self.skip_batches:
                 continue
-            for rank in range(self.recipe.workers):
-                yield to_part(batch.take(slice(rank * rows, (rank + 1) * rows)), number=self._num_batches)
+            for rank in range(self.recipe.workers):  # the first of which is told what the batch has cost
+                spent = {f"{stage}_ns": ns for stage, ns in self._spent_ns.items()}
+                self._spent_ns = dict.fromkeys(FED, 0)
+                yield to_part(batch.take(slice(rank * rows, (rank + 1) * rows)), number=self._num_batches, **spent)

@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,8 @@ from mmstream.models.card import save_card
 from mmstream.models.dual import DualEncoder
 from mmstream.pipelines.contain import containment
 from mmstream.pipelines.evaluate import evaluate
-from mmstream.pipelines.feed import WORKER_CPUS, batch_dataset, feed_shares, part_of
-from mmstream.pipelines.fit_report import TrainReport, leftover_of, rejects_of, report_of
+from mmstream.pipelines.feed import WORKER_CPUS, Feed, batch_dataset, feed_shares
+from mmstream.pipelines.fit_report import TrainReport, leftover_of, rejects_of, report_of, seconds_by_stage
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.resources import cores, our_errors, start_ray, streaming_context
 from mmstream.pipelines.survey import Survey, surveyed
@@ -43,8 +43,9 @@ from mmstream.shards.catalog import build_catalog
 from mmstream.storage.commit import put_if_absent
 from mmstream.storage.files import absolute, exists, is_local, join, open_fs, read_bytes, write_bytes
 from mmstream.telemetry import Progress
+from mmstream.timing import diagnosed
 from mmstream.train.checkpoint import CheckpointRecord, finished_epochs, latest_record, load_latest
-from mmstream.train.data import Batch, preprocessing_of
+from mmstream.train.data import preprocessing_of
 from mmstream.train.log import read_metrics
 from mmstream.train.loop import Loop, train_loop
 from mmstream.train.recipe import Recipe
@@ -91,7 +92,7 @@ def train(
         if exists(join(run, "card", "config.json")):
             return report_of(run, wanted, before, Survey.read(run), already=True)
         # It was killed between the last step and the card.
-        return _completed(run, wanted, Survey.read(run), statistics, evaluated)
+        return _completed(run, wanted, Survey.read(run), statistics, evaluated, before)
     start_ray()
     with our_errors():
         survey = surveyed(run, catalog, wanted)
@@ -102,7 +103,7 @@ def train(
                 f"batch of {wanted.batch_size:,}. Give more shards or a smaller batch_size."
             )
         _fit(run, wanted, catalog, survey, statistics, steps, before)
-    return _completed(run, wanted, survey, statistics, evaluated)
+    return _completed(run, wanted, survey, statistics, evaluated, before)
 
 
 def _statistics(run: str, recipe: Recipe) -> StatisticsFile | None:
@@ -120,7 +121,12 @@ def _statistics(run: str, recipe: Recipe) -> StatisticsFile | None:
 
 
 def _completed(
-    run: str, recipe: Recipe, survey: Survey, statistics: StatisticsFile | None, evaluated: bool
+    run: str,
+    recipe: Recipe,
+    survey: Survey,
+    statistics: StatisticsFile | None,
+    evaluated: bool,
+    before: CheckpointRecord | None,
 ) -> TrainReport:
     """What is left to do when the last checkpoint is there: card, figures, and retrieval where the recipe asks."""
     record = latest_record(run)
@@ -135,7 +141,7 @@ def _completed(
     retrieval = None
     if recipe.data.eval and evaluated:
         retrieval = evaluate(f"run:{run}", recipe.data.eval).retrieval
-    return report_of(run, recipe, record, survey, retrieval=retrieval)
+    return report_of(run, recipe, record, survey, retrieval=retrieval, from_step=before.step if before else 0)
 
 
 def _claim(run: str, recipe: Recipe) -> None:
@@ -194,6 +200,7 @@ def _fit(
                 "total_steps": total_steps,
                 "preprocessing": preprocessing_of(recipe, statistics),
                 "name": name,
+                "decoders": shares.encoders,
             },
             scaling_config=scaling,
             run_config=config,
@@ -214,24 +221,23 @@ def _rank(settings: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, cores() // settings["recipe"].workers))
     recipe, run, key = settings["recipe"], settings["run"], settings["name"].encode()
 
+    rows: list[dict[str, Any]] = []
+
     def told(row: dict[str, Any]) -> None:
-        internal_kv._internal_kv_put(key, json.dumps(row).encode(), overwrite=True)
+        rows.append(row)
+        found = diagnosed(seconds_by_stage(rows))
+        said = {**row, "most": found.most if found else None}
+        internal_kv._internal_kv_put(key, json.dumps(said).encode(), overwrite=True)
 
-    loop = Loop(recipe, run, settings["total_steps"], get_device(), settings["preprocessing"], on_metrics=told)
     checkpoint = load_latest(run)
-    train_loop(loop, _batches(checkpoint.record.step + 1 if checkpoint else 1), checkpoint)
-
-
-def _batches(first: int) -> Iterator[Batch]:
-    """This rank's parts of batches `first`, `first` + 1, …: a step on parts of different batches would go unnoticed."""
-    parts = ray_train.get_dataset_shard("train")
-    for table in parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
-        for n in range(table.num_rows):
-            row = table.slice(n, 1)
-            if (number := row["number"][0].as_py()) != first:
-                raise MmstreamError(f"a part of batch {number} came where one of batch {first} was due. {_GO_ON}")
-            yield part_of(row)
-            first += 1
+    parts = ray_train.get_dataset_shard("train").iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=2
+    )
+    first = checkpoint.record.step + 1 if checkpoint else 1
+    feed = Feed(parts, first, settings["decoders"], otherwise=_GO_ON)
+    device, preprocessing = get_device(), settings["preprocessing"]
+    loop = Loop(recipe, run, settings["total_steps"], device, preprocessing, on_metrics=told, fed=feed.spent)
+    train_loop(loop, feed, checkpoint)
 
 
 def first_of_ours(failures: Iterable[BaseException]) -> MmstreamError | None:
@@ -255,7 +261,7 @@ def _watched(name: str, recipe: Recipe, total_steps: int) -> Generator[None]:
             told = internal_kv._internal_kv_get(name.encode())
             if told:
                 row = json.loads(told)
-                waits = f"{100 * row['waited_for_data']:.0f} %"
+                waits = f"{100 * row['waited_for_data']:.0f} %" + (f", most: {row['most']}" if row["most"] else "")
                 progress.update(row["step"], loss=row["loss"], samples=row["samples"], waited_for_data=waits)
 
     with Progress("train", total_steps, "steps", rate_of="samples") as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from mmstream.pipelines.survey import Survey
 from mmstream.schema import REJECT
 from mmstream.storage.files import join, list_files, read_bytes
 from mmstream.telemetry import Report, counted
+from mmstream.timing import diagnosed
 from mmstream.train.checkpoint import CheckpointRecord
 from mmstream.train.log import read_metrics
 from mmstream.train.recipe import Recipe
 
 
 class TrainReport(Report):
-    """`leftover` samples of the last epoch did not fill a batch."""
+    """`leftover` samples of the last epoch did not fill a batch. Who waited is said of this run alone, without what it
+    went on from, and from 2 s of training on."""
 
     run: str
     card: str
@@ -32,6 +35,9 @@ class TrainReport(Report):
     loss: float | None
     seconds: float
     samples_per_second: float
+    waited_for: str | None = None  # the stage that took most of the time, with its share
+    workers_waited: float | None = None  # share of the time in which the model had nothing to do
+    advice: str | None = None  # what would help
     retrieval: dict[str, Any] | None = None
     already_finished: bool = False
 
@@ -51,10 +57,42 @@ class TrainReport(Report):
             shown.append(("leftover", f"{counted(self.leftover, 'sample')} of the last epoch did not fill a batch"))
         if not self.already_finished:
             shown.append(("time", f"{self.seconds:.1f} s, {self.samples_per_second:,.0f} samples/s"))
+        if self.waited_for:
+            share = f"{100 * (self.workers_waited or 0):.0f} % of the time"
+            shown.append(("workers waited", f"{share}; what took most: {self.waited_for}"))
+            shown.append(("would help", self.advice or ""))
         if self.retrieval:
             scores = "  ".join(f"{k.upper()} {v:.3f}" for k, v in self.retrieval["text_to_image"].items())
             shown.append(("text → image", f"{scores} among {self.retrieval['n']:,}"))
         return shown
+
+
+ADVICE = {
+    "store": "the source answers slowly: run nearer to it, or give Ray more CPUs, so that more shards are read at once",
+    "tar": "reading the shards does not keep up: give Ray more CPUs, so that more of them are read at once",
+    "decode": "decoding does not keep up: give Ray more CPUs, each that the workers leave decodes; or smaller pictures",
+    "transfer": "batches are long on their way between processes: a node with the workers and more CPUs, or a larger "
+    "batch_size",
+    "model": "the model is the limit, which is as it should be: a GPU, more workers, or a smaller model",
+    "write": "checkpoints take long to be written: give --out a faster store",
+}
+
+
+def seconds_by_stage(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Where the time of rank 0 went, from rows of the metrics.
+
+    What was waited for is divided as the work of the feed was, as far as that work accounts for it; the rest of the
+    waiting is for what lies between the processes. Rows of runs of older versions say nothing.
+    """
+    total, waited, written, store, tar, decode = (
+        sum(row.get(name, 0.0) for row in rows)
+        for name in ("seconds", "waited_seconds", "write_seconds", "store_seconds", "tar_seconds", "decode_seconds")
+    )
+    work = store + tar + decode
+    explained = min(waited, work)
+    part = explained / work if work else 0.0
+    fed = {"store": part * store, "tar": part * tar, "decode": part * decode, "transfer": waited - explained}
+    return {**fed, "model": max(0.0, total - waited - written), "write": written}
 
 
 def rejects_of(run: str) -> pa.Table:
@@ -82,8 +120,14 @@ def report_of(
     *,
     retrieval: dict[str, Any] | None = None,
     already: bool = False,
+    from_step: int = 0,
 ) -> TrainReport:
+    """
+    Args:
+        from_step: of the checkpoint that this run went on from.
+    """
     rows, rejects = read_metrics(run), rejects_of(run)
+    found = None if already else diagnosed(seconds_by_stage([row for row in rows if row["step"] > from_step]))
     rates = [row["samples_per_second"] for row in rows[1:]]
     rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
     shards = recipe.data.eval or recipe.data.train
@@ -99,6 +143,9 @@ def report_of(
         loss=rows[-1]["loss"] if rows else None,
         seconds=round(record.samples / rate, 1) if rate else 0.0,
         samples_per_second=round(rate, 1),
+        waited_for=found.most if found else None,
+        workers_waited=round(found.waited, 4) if found else None,
+        advice=ADVICE[found.stage] if found else None,
         retrieval=retrieval,
         already_finished=already,
         next=[

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,8 @@ _DIVERGED = "Lower optim.learning_rate or raise optim.warmup and start again in 
 @dataclass(frozen=True)
 class Loop:
     """What a run needs beside its batches. `total_steps` is where the schedule ends; `device` is this rank's.
-    `preprocessing` scales the pixels; by default as `Preprocessing` does."""
+    `preprocessing` scales the pixels; by default as `Preprocessing` does. `fed` gives the seconds by stage that the
+    batches since it was last asked have cost; they go into the metrics."""
 
     recipe: Recipe
     run: str
@@ -48,6 +49,7 @@ class Loop:
     device: torch.device
     preprocessing: Preprocessing | None = None
     on_metrics: Callable[[dict[str, Any]], None] | None = None
+    fed: Callable[[], dict[str, float]] = dict
     log_every: int = LOG_EVERY_STEPS
     checkpoint_every: int = CHECKPOINT_EVERY_STEPS
 
@@ -88,8 +90,9 @@ def train_loop(loop: Loop, batches: Iterable[Batch], resumed: Checkpoint | None)
         if step % loop.log_every == 0:
             _report(loop, log, meter, step, samples, loss, rate, model)
         if step % loop.checkpoint_every == 0 and log:
-            _save(loop, model, optim, step, samples)
-            log.flush()
+            with meter.writing():
+                _save(loop, model, optim, step, samples)
+                log.flush()
     if step == 0:
         raise UsageError(f"{loop.run}: no usable samples filled a single batch of {recipe.batch_size:,}; see rejects/.")
     if last is not None and step % loop.log_every:
@@ -125,13 +128,14 @@ class _Step:
 
 
 class _Meter:
-    """Samples per second, and the share of time in which this rank waited for data, since the last reading."""
+    """Since the last reading: samples per second, the share of time in which this rank waited for data, and the seconds
+    in all, of waiting, and of writing checkpoints."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self._since, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        self._since, self._waited, self._written, self._samples = time.perf_counter(), 0.0, 0.0, 0
 
     def timed(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         iterator = iter(batches)
@@ -145,12 +149,19 @@ class _Meter:
                 self._waited += time.perf_counter() - start
                 yield batch
 
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        start = time.perf_counter()
+        yield
+        self._written += time.perf_counter() - start
+
     def add(self, samples: int) -> None:
         self._samples += samples
 
     def read(self) -> dict[str, float]:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         values = {"samples_per_second": self._samples / seconds, "waited_for_data": self._waited / seconds}
+        values |= {"seconds": seconds, "waited_seconds": self._waited, "write_seconds": self._written}
         self._reset()
         return values
 
@@ -172,7 +183,7 @@ def _report(
     if not math.isfinite(value):
         raise MmstreamError(f"{loop.run}: the loss is {value} at step {step}. {_DIVERGED}")
     row = {"step": step, "samples": samples, "loss": value, "lr": rate, "logit_scale": model.log_scale.exp().item()}
-    row |= meter.read()
+    row |= meter.read() | {f"{stage}_seconds": spent for stage, spent in loop.fed().items()}
     if log:
         log.add(row)
         if loop.on_metrics:

@@ -45,12 +45,19 @@ class Guard:
             ValueError: the list is older than the file.
         """
         path = package / self.file
-        text = path.read_text()
+        path.write_text(self.without(path.read_text()))
+
+    def without(self, text: str) -> str:
+        """The file's text as it is without the guard.
+
+        Raises:
+            ValueError: the list is older than the file.
+        """
         if text.count(self.old) != 1:
             raise ValueError(
                 f"{self.name}: {self.file} has {text.count(self.old)} times {self.old!r}. Mend guards.toml."
             )
-        path.write_text(text.replace(self.old, self.new))
+        return text.replace(self.old, self.new)
 
 
 def guards(words: list[str]) -> list[Guard]:

@@ -155,10 +155,13 @@ def test_shards_that_are_not_there_leave_no_run_behind(recipe: str, tmp_path: Pa
 
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_is_not_its_own(
-    recipe: str, tmp_path: Path
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tmp_path / "run"
+    monkeypatch.setattr("mmstream.timing.MIN_SECONDS", 1e-6)
     report = train(recipe, out=str(run))
+    assert report.waited_for and report.advice and 0 <= (report.workers_waited or 0) <= 1
+    assert ("would help", report.advice) in report.lines()
     assert (report.steps, report.samples, report.leftover) == (11, 264, 270 - 264)
     assert report.rejects == {"missing_member": 2, "not_image": 1} and report.retrieval is None
     assert {"run", "card", "steps", "samples", "rejects", "next"} <= set(
@@ -178,9 +181,11 @@ def test_a_run_has_its_card_checkpoint_recipe_metrics_rejects_and_refuses_what_i
 
     again = train(recipe, out=str(run))
     assert again.already_finished and (again.steps, again.rejects) == (11, report.rejects)
+    assert again.waited_for is None
     shutil.rmtree(run / "card")  # as a kill between the last step and the card leaves it
     mended = train(recipe, out=str(run))
     assert not mended.already_finished and load_encoder(f"run:{run}").fingerprint
+    assert mended.waited_for is None  # it trained nothing
     with pytest.raises(RefusedError, match=r"run: optim\.warmup differs: this run was begun with 0\.04 and .* 0\.5"):
         train(recipe, out=str(run), overrides=["optim.warmup=0.5"])
     with pytest.raises(RefusedError, match=r"the shards of .* are not those that this run was begun with"):
