@@ -64,6 +64,7 @@ class Reason(StrEnum):
     TAR_HEADER = "tar_header"
     TAR_TRUNCATED = "tar_truncated"
     TAR_TRAILING = "tar_trailing"
+    COMPRESSION = "compression"
     UNREADABLE = "unreadable"
     SOURCE_CHANGED = "source_changed"
     CHECKSUM = "checksum"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from mmstream.storage.compressed import CompressedReader
 from mmstream.storage.ranges import RangeReader
 
 BLOCK = 512
@@ -63,7 +64,7 @@ class Recount:
         Rejected, UnreachableError: the reader's, where the source goes away or does not answer.
     """
 
-    def __init__(self, reader: RangeReader) -> None:
+    def __init__(self, reader: RangeReader | CompressedReader) -> None:
         self._reader = reader
         self.damage: Break | None = None
 
@@ -103,7 +104,7 @@ def _is_macos_leftover(name: str) -> bool:
     return base == ".DS_Store" or base.startswith("._") or "__MACOSX" in folders
 
 
-def _files(reader: RangeReader) -> Iterator[_Entry]:
+def _files(reader: RangeReader | CompressedReader) -> Iterator[_Entry]:
     """Everything but directories whose payload is whole, in order."""
     for_all: dict[bytes, bytes] = {}
     while True:
@@ -178,7 +179,7 @@ def _numeric(field: bytes) -> int | None:
     return int(digits or b"0", 8)
 
 
-def _extension(reader: RangeReader, size: int, start: int) -> bytes:
+def _extension(reader: RangeReader | CompressedReader, size: int, start: int) -> bytes:
     if size > EXTENSION_LIMIT:
         raise _Broken(start, f"an extension header of {size:,} bytes")
     padded = reader.read(-(-size // BLOCK) * BLOCK)
@@ -210,7 +211,7 @@ def _decimal(value: bytes, start: int) -> int:
     return int(value)
 
 
-def _pass_sparse_map(reader: RangeReader, block: bytes, start: int) -> None:
+def _pass_sparse_map(reader: RangeReader | CompressedReader, block: bytes, start: int) -> None:
     """Old GNU sparse files: the map goes on in further blocks while a byte says so, at another place in those."""
     goes_on = block[482]
     while goes_on:
@@ -220,7 +221,7 @@ def _pass_sparse_map(reader: RangeReader, block: bytes, start: int) -> None:
         goes_on = block[504]
 
 
-def _check_end(reader: RangeReader, start: int) -> None:
+def _check_end(reader: RangeReader | CompressedReader, start: int) -> None:
     """A zero block was read: a sound shard has one more, and nothing but zeros from there on."""
     first = reader.tell() - BLOCK
     if first != start:

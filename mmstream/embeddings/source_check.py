@@ -16,6 +16,7 @@ from mmstream.embeddings.findings import Findings
 from mmstream.embeddings.recount import Recount, Row
 from mmstream.errors import Reason, Rejected, UnreachableError, UsageError
 from mmstream.schema import ChunkRecord, Damage
+from mmstream.storage.compressed import open_reader, stem_of
 from mmstream.storage.files import how_to_restore, info, is_local, read_bytes
 from mmstream.storage.ranges import BLOCK_BYTES, RangeReader
 
@@ -43,10 +44,11 @@ class SourceCheck:
         try:
             if (url := self._readable()) is not None:
                 block = LOCAL_BLOCK_BYTES if is_local(url) else BLOCK_BYTES
-                self._walk = Recount(self._stack.enter_context(RangeReader(url, block_bytes=block)))
+                self._walk = Recount(self._stack.enter_context(open_reader(url, block_bytes=block)))
                 self._rows = iter(self._walk)
         except Rejected as e:
-            self._findings.differ("source", "there", e.detail)
+            if not (self._damage and self._damage.reason == e.reason == Reason.COMPRESSION):
+                self._findings.differ("source", "there", e.detail)
         except UnreachableError as e:
             self._findings.cannot_read("source", e)
         return self
@@ -143,7 +145,7 @@ class SourceCheck:
         if self._entry.get("max_rows") is not None:
             return
         try:
-            successes = json.loads(read_bytes(self._entry["url"].removesuffix(".tar") + "_stats.json"))["successes"]
+            successes = json.loads(read_bytes(stem_of(self._entry["url"]) + "_stats.json"))["successes"]
         except (UsageError, ValueError, KeyError, TypeError, RecursionError):
             return  # none is there, or none that says anything
         except UnreachableError as e:

@@ -170,7 +170,9 @@ class Ledger:
         self._broken.add(shard.num_samples, shard.damage.offset)
         successes = known_successes(self._catalog["url"][shard.shard].as_py())
         known = None if successes is None else max(0, successes - shard.num_samples)
-        self._behind[shard.shard] = _Behind(known, size - shard.damage.offset)
+        self._behind[shard.shard] = _Behind(
+            known, max(0, size - shard.damage.offset)
+        )  # of a compressed one the place is in what it holds
 
     @property
     def damaged(self) -> dict[int, int]:

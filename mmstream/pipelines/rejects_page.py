@@ -21,9 +21,9 @@ from mmstream.errors import MmstreamError, Reason, Rejected
 from mmstream.search.page import POLICY, inline_image
 from mmstream.search.pictures import thumbnail
 from mmstream.shards.group import COLUMN_OF, is_macos_leftover, split_name
-from mmstream.shards.tar import Member, TarDamage, members
-from mmstream.storage.files import read_range, write_bytes
-from mmstream.storage.ranges import RangeReader
+from mmstream.shards.tar import ByteSource, Member, TarDamage, members
+from mmstream.storage.compressed import open_reader, read_part
+from mmstream.storage.files import write_bytes
 
 READ_THREADS = 8
 HEAD_BYTES = 64
@@ -38,6 +38,7 @@ _CULPRIT: Mapping[str, str] = {
 }  # whose first bytes tell more than the picture's
 _MEANING = {
     "not_tar": "the shard is no tar at all",
+    "compression": "the shard cannot be unpacked to its end",
     "tar_header": "a header of the shard is damaged; what lies behind it cannot be known",
     "tar_truncated": "the shard ends too early",
     "tar_trailing": "there is data behind the shard's end mark",
@@ -107,7 +108,7 @@ def write_page(
 def gather(reject: Reject, source_bytes: int, source_etag: str) -> Evidence:
     """Reads the sample's few bytes back from its shard, if that is still the one that was embedded."""
     try:
-        reader = RangeReader(reject.url, bytes=source_bytes, etag=source_etag, block_bytes=_BLOCK_BYTES)
+        reader = open_reader(reject.url, bytes=source_bytes, etag=source_etag, block_bytes=_BLOCK_BYTES, checked=False)
         with reader:
             reader.skip(reject.offset)
             if reject.key is None:
@@ -117,7 +118,7 @@ def gather(reject: Reject, source_bytes: int, source_etag: str) -> Evidence:
         return Evidence(problem=str(e))
 
 
-def _files(reader: RangeReader, key: str) -> list[Member]:
+def _files(reader: ByteSource, key: str) -> list[Member]:
     """The sample's files as far as they are whole, pictures with their data."""
     found: list[Member] = []
     with suppress(TarDamage):  # the shard's damage has a card of its own
@@ -143,7 +144,7 @@ def _of_sample(reject: Reject, files: list[Member]) -> Evidence:
     culprit = by_column.get(_CULPRIT.get(reject.reason, "image")) or files[0]
     head = b""
     if culprit.size and culprit.problem != Reason.UNSAFE_MEMBER and (jpeg is None or reject.reason in _CULPRIT):
-        head = read_range(reject.url, culprit.data_offset, min(culprit.size, HEAD_BYTES))
+        head = read_part(reject.url, culprit.data_offset, min(culprit.size, HEAD_BYTES))
     return Evidence(tuple((m.name, m.size) for m in files), jpeg, head, culprit.name)
 
 

@@ -22,6 +22,7 @@ from ray.data.block import BlockMetadata
 from mmstream.errors import Reason, RefusedError, Rejected
 from mmstream.schema import SAMPLE, Damage, sample_id
 from mmstream.shards.group import CHUNK, PAYLOADS, Chunk, count_rows, read_chunks
+from mmstream.storage.compressed import CompressedReader, open_reader
 from mmstream.storage.ranges import RangeReader
 
 CHUNK_ROWS = 512
@@ -123,7 +124,7 @@ def chunks_of(
         UnreachableError: the store does not answer.
     """
     try:
-        reader = RangeReader(task.url, bytes=task.bytes, etag=task.etag)
+        reader = open_reader(task.url, bytes=task.bytes, etag=task.etag)
     except Rejected as e:
         yield _lost(task, e)
         return
@@ -150,7 +151,7 @@ def chunks_of(
             yield replace(chunk, store_seconds=waited)
 
 
-def _verify(reader: RangeReader, task: ShardTask) -> None:
+def _verify(reader: RangeReader | CompressedReader, task: ShardTask) -> None:
     """Reads the shard for its SHA-256 before anything of it is used, in the first epoch; twice, if need be: a bit that
     was flipped on the way is another bit the next time."""
     if not task.sha256 or task.epoch:
@@ -181,7 +182,7 @@ def num_rows(task: ShardTask) -> int:
         UnreachableError: the store does not answer.
     """
     try:
-        with RangeReader(task.url, bytes=task.bytes, etag=task.etag) as reader:
+        with open_reader(task.url, bytes=task.bytes, etag=task.etag) as reader:
             _verify(reader, task)
             return count_rows(reader, task.max_rows)
     except Rejected:

@@ -10,7 +10,8 @@ from PIL import Image
 from mmstream.errors import RefusedError, UsageError
 from mmstream.media.image import decode
 from mmstream.search.searcher import Hit, Index
-from mmstream.storage.files import info, read_range
+from mmstream.storage.compressed import read_part
+from mmstream.storage.files import info
 
 THUMBNAIL_PIXELS = 256
 
@@ -32,7 +33,7 @@ def read_picture(index: Index, hit: Hit) -> bytes:
             f"{url}: has changed since it was embedded (then {size:,} bytes, etag {etag!r}; now {now.bytes:,} bytes, "
             f"etag {now.etag!r}), so the picture of {hit.key} is no longer known to be there. Embed it again."
         )
-    return read_range(url, hit.image_offset, hit.image_bytes)
+    return read_part(url, hit.image_offset, hit.image_bytes)
 
 
 def _shard(index: Index, hit: Hit) -> tuple[str, int, str]:

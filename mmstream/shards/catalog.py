@@ -24,6 +24,7 @@ from mmstream.errors import MmstreamError, RefusedError, Rejected, UsageError
 from mmstream.schema import CATALOG
 from mmstream.shards.lists import Listed, is_catalog, is_list, read_list
 from mmstream.shards.notices import say_passed_over, say_twice
+from mmstream.storage.compressed import compression_of, stem_of
 from mmstream.storage.files import (
     FileInfo,
     absolute,
@@ -168,7 +169,7 @@ def _one_by_one(listed: Listed) -> list[_Shard]:
 def _files(url: str) -> list[FileInfo]:
     if any(c in url for c in "*?[") and not (is_local(url) and exists(url)):
         return _taken(url, glob_files(url), lambda name: not _is_aside(name))
-    if url.endswith(".tar") and not is_local(url):
+    if (url.endswith(".tar") or compression_of(url)) and not is_local(url):
         return [info(url)]  # without asking for a folder first: over http that would read the shard
     if is_folder(url):
         return _taken(url, list_files(url), lambda name: name.endswith(".tar") and not _is_aside(name))
@@ -288,7 +289,7 @@ def extend_catalog(stored: pa.Table, now: pa.Table, where: str) -> pa.Table:
 
 def known_successes(shard_url: str) -> int | None:
     """The number of samples that img2dataset's `NNNNN_stats.json` beside a shard vouches for, or None."""
-    stats = shard_url.removesuffix(".tar") + "_stats.json"
+    stats = stem_of(shard_url) + "_stats.json"
     if not exists(stats):
         return None
     try:

@@ -30,8 +30,8 @@ def say_passed_over(source: str, urls: Sequence[str]) -> None:
     if shards:
         warn(
             f"{source}: passes over {counted(len(shards), 'file')} with the name of a shard ({_some(shards)}): names "
-            "that begin with . or _, and in a folder all that do not end in .tar. Rename them, or name them one by "
-            "one; compressed ones must be unpacked."
+            "that begin with . or _, and in a folder all that do not end in .tar. Rename them, or name them, one by "
+            "one or by a glob, as compressed ones (.tar.gz, .tgz, .tar.zst, .tzst) have to be."
         )
 
 

@@ -11,6 +11,7 @@ import hashlib
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from zlib import crc32
 
@@ -86,14 +87,25 @@ class RangeReader:
     def sha256(self) -> str:
         """Of the whole object, which is read from its store once for it; the position stays. What is read afterwards
         is held against what was read here."""
+        digest = hashlib.sha256()
+        for block in self.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    def blocks(self) -> Iterator[memoryview]:
+        """All of the object, which is read from its store for it; the position stays. What is read after the last one
+        is held against what was read here."""
         self._block, self._block_start, self._pending, self._sums = memoryview(b""), 0, None, {}
-        digest, sums = hashlib.sha256(), {}
+        sums = {}
         for start in range(0, self.size, self._block_bytes):
             self._load(start)
-            digest.update(self._block)
             sums[start] = crc32(self._block)
+            yield self._block
         self._sums = sums
-        return digest.hexdigest()
+
+    def rewind(self) -> None:
+        """Moves back to the first byte."""
+        self._position = 0
 
     def _load(self, position: int) -> None:
         start = position - position % self._block_bytes
