@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -82,33 +82,38 @@ class Run:
 
 
 class DeviceRun(Run):
-    """The same where compressed pictures go to the device, which decodes and resizes them."""
+    """The same where the device decodes and resizes compressed pictures, as with `fused:`."""
 
     def __init__(self, encoder: Encoder, pictures: list[bytes], pool: ThreadPoolExecutor) -> None:
-        from mmstream.encoders.device_pictures import DevicePictures
+        from mmstream.encoders.device_pictures import RESIZE
+        from mmstream.encoders.fused import fuse
         from mmstream.encoders.pictures import PictureModel
 
         if not isinstance(encoder, PictureModel):
             raise UsageError(f"--decode device: {encoder.spec} does not take its pictures from a device.")
+        if not encoder.fused:
+            fuse(encoder)
         super().__init__(encoder, pictures, pool)
-        self._model = encoder
-        self._device = DevicePictures(encoder.preprocessing, encoder.on, compiled=encoder.on.type == "cuda")
-        self.backend = self._device.preprocessing.backend
-
-    def _batches(self, seconds: float) -> Iterator[list[bytes]]:
-        data = self._bytes(seconds)
-        while batch := list(islice(data, self._encoder.micro_batch)):
-            yield batch
+        self.backend = f"{encoder.fused.decoded_by}+{RESIZE}" if encoder.fused else "cpu"
 
     def _preprocessed(self, seconds: float) -> int:
         import torch
 
-        num = sum(len(i) for i in prepared(self._batches(seconds), self._device, self._pool, AHEAD))
-        if self._model.on.type == "cuda":
+        num = sum(len(self._encoder.place(rows)) for rows in _lists(self._pixels(seconds), self._encoder.micro_batch))
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         return num
 
-    def _vectors(self, seconds: float, watch: Stopwatch) -> Iterator[np.ndarray]:
-        from mmstream.encoders.device_pictures import device_vectors
+    def _pixels(self, seconds: float) -> Iterator[Any]:
+        groups = _lists(self._bytes(seconds), self._encoder.group)
+        ahead = max(2, AHEAD * self._encoder.micro_batch // self._encoder.group)
+        return chain.from_iterable(prepared(groups, self._group, self._pool, ahead))
 
-        return device_vectors(self._batches(seconds), self._model, self._device, self._pool, watch)
+    def _group(self, pictures: list[bytes]) -> list[Any]:
+        ahead = self._encoder.decode_ahead(pictures)
+        return [self._encoder.preprocess(p or decode(d)) for p, d in zip(ahead, pictures, strict=True)]
+
+
+def _lists(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while found := list(islice(items, size)):
+        yield found

@@ -39,6 +39,7 @@ class RandomPictures(PictureModel):
     """
 
     modalities = ("image",)
+    fingerprint = "of random weights"
 
     def __init__(self, name: str) -> None:
         self.spec = f"{name} with random weights"

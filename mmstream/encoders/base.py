@@ -3,7 +3,7 @@
 An encoder is used in steps, so that decoding, preprocessing and the model can run in different threads and be timed
 apart:
 
-    picture: media.image.decode → `preprocess` → `embed_pixels`
+    picture: media.image.decode → `preprocess` → `embed_pixels`, or ahead of it `decode_ahead` of many at once
     video:   media.video.decode → `preprocess` of each frame → `embed_pixels` → `video_vectors`
     text:    media.text.clean   → `tokenize`   → `embed_tokens`
     sound:   media.audio.decode → `listen`     → `embed_sounds`
@@ -42,6 +42,7 @@ class Encoder:
         modalities: which of "image", "text", "audio" and "video" it gives.
         num_frames: of a video, whose mean vector is its own (see `encoders.frames`); 0 where it gives none.
         micro_batch: rows of every batch that the model sees.
+        group: how many pictures are decoded at once.
         device: "cpu", or the name of the GPU.
         dtype: what the model computes in.
         module: the torch module, where there is one.
@@ -53,13 +54,20 @@ class Encoder:
     modalities: tuple[str, ...]
     num_frames: int = 0
     micro_batch: int = 32
+    group: int = 1
     device: str = "cpu"
     dtype: str = "float32"
     module: Any = None
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """One decoded picture as the array of fixed shape that `embed_pixels` takes a stack of."""
+    def preprocess(self, picture: Picture) -> Any:
+        """One decoded picture as what `place` and `embed_pixels` take a list of: an array of fixed shape, or what lies
+        on the device already."""
         raise self._lacks("image")
+
+    def decode_ahead(self, images: Sequence[bytes]) -> list[Any]:
+        """Encoded pictures, `group` of them, decoded at once where the device does so: what stands for a `Picture`, or
+        None for one that `media.image.decode` must look at."""
+        return [None] * len(images)
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Named arrays [n, …] of fixed width for `embed_tokens`."""
@@ -76,7 +84,7 @@ class Encoder:
     def choose_micro_batch(self) -> None:
         """Sets `micro_batch` to what fits the device, before anything is encoded with it; on a CPU it is as it is."""
 
-    def place(self, pixels: Sequence[np.ndarray]) -> Any:
+    def place(self, pixels: Sequence[Any]) -> Any:
         """Exactly `micro_batch` pictures as one batch where the model is; the copy may still be under way."""
         return np.stack(pixels)
 
@@ -100,10 +108,11 @@ class Encoder:
         """Exactly `micro_batch` features → float32 [micro_batch, d], not yet normalised."""
         raise self._lacks("audio")
 
-    def embed_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Stacked pictures [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
+    def embed_pixels(self, pixels: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """What `preprocess` gave, of n pictures → unit vectors float32 [n, d]; a row that is not finite is left as it
+        is."""
         self.needs("image")
-        return self._in_micro_batches({"pixels": pixels}, lambda b: self._image_batch(b["pixels"]))
+        return self._in_lists(pixels, lambda batch: self.fetch(self.forward(self.place(batch))))
 
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         """Tokens [n, …] → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
@@ -113,12 +122,7 @@ class Encoder:
     def embed_sounds(self, sounds: Sequence[np.ndarray]) -> np.ndarray:
         """Features of n sounds → unit vectors float32 [n, d]; a row that is not finite is left as it is."""
         self.needs("audio")
-        size, results = self.micro_batch, [np.zeros((0, self.dimension), np.float32)]
-        for start in range(0, len(sounds), size):
-            batch = list(sounds[start : start + size])
-            padded = batch + [batch[0]] * (size - len(batch))
-            results.append(np.asarray(self._audio_batch(padded), np.float32)[: len(batch)])
-        return unit(np.concatenate(results))
+        return self._in_lists(sounds, self._audio_batch)
 
     def encode_image(self, images: Sequence[bytes]) -> np.ndarray:
         """Encoded pictures (JPEG, PNG, …) → float32 [n, d].
@@ -128,9 +132,7 @@ class Encoder:
             UsageError: the encoder gives no image vectors.
         """
         self.needs("image")
-        if not images:
-            return np.zeros((0, self.dimension), np.float32)
-        return self.embed_pixels(np.stack([self.preprocess(decode(data)) for data in images]))
+        return self.embed_pixels([self.preprocess(decode(data)) for data in images])
 
     def encode_video(self, videos: Sequence[bytes]) -> np.ndarray:
         """Encoded videos (MP4, WebM, GIF) → float32 [n, d].
@@ -145,7 +147,7 @@ class Encoder:
         vectors = [np.zeros((0, self.num_frames, self.dimension), np.float32)]
         for data in videos:
             frames = [self.preprocess(p) for p in video.pictures(video.decode(data, self.num_frames).frames)]
-            vectors.append(self.embed_pixels(np.stack(frames))[None])
+            vectors.append(self.embed_pixels(frames)[None])
         return video_vectors(np.concatenate(vectors))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
@@ -182,6 +184,14 @@ class Encoder:
     def _lacks(self, modality: str) -> UsageError:
         gives = " and ".join(self.modalities)
         return UsageError(f"{self.spec}: gives {gives} vectors, not {modality}. Choose another --model.")
+
+    def _in_lists(self, rows: Sequence[Any] | np.ndarray, run: Callable[[list[Any]], np.ndarray]) -> np.ndarray:
+        size, results = self.micro_batch, [np.zeros((0, self.dimension), np.float32)]
+        for start in range(0, len(rows), size):
+            batch = list(rows[start : start + size])
+            padded = batch + batch[:1] * (size - len(batch))
+            results.append(np.asarray(run(padded), np.float32)[: len(batch)])
+        return unit(np.concatenate(results))
 
     def _in_micro_batches(self, arrays: Mapping[str, np.ndarray], run: Callable[[Tokens], np.ndarray]) -> np.ndarray:
         n, size = len(next(iter(arrays.values()))), self.micro_batch

@@ -7,9 +7,10 @@ from mmstream.errors import UsageError
 
 FAMILIES = (
     "hf:<id, folder or URL>, open_clip:<architecture>/<tag, folder or file>, timm:<name>[/folder or file], "
-    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>, frames:<number>:<any of them, for videos>"
+    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>, "
+    "frames:<number>:<any of them, for videos>, fused:<any of them, for pictures on a GPU>"
 )
-NAMES = ("hf", "open_clip", "timm", "words", "run", "fake", "frames")
+NAMES = ("hf", "open_clip", "timm", "words", "run", "fake", "frames", "fused")
 DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
 
 
@@ -57,5 +58,9 @@ def _of_family(spec: str) -> Encoder:
             from mmstream.encoders.frames import with_frames
 
             return with_frames(spec, _of_family)
+        case "fused":
+            from mmstream.encoders.fused import with_device_pictures
+
+            return with_device_pictures(spec, _of_family)
         case _:
             raise UsageError(f"{spec}: {family}: is no family of models. Give one of: {FAMILIES}.")

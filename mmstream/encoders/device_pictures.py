@@ -2,44 +2,66 @@
 
 Pixels never cross the bus, and no core resizes. What the device's decoder would show otherwise than `media.image` does
 (turned by EXIF, of other colours than YCbCr or grey, cut before its end) or cannot read takes the CPU codec, picture by
-picture, which also knows the reason of a reject. nvImageCodec's pixels are not libjpeg-turbo's to the last bit, and the
-resize is not Pillow's to the last bit: the backend has a name of its own in the fingerprint, and `embed`, whose sets
-are searched and continued on machines without a GPU, keeps to the CPU codec. On a CPU all of this runs too.
+picture, which also knows the reason of a reject. The resize is not Pillow's to the last bit, so that vectors are not
+either: the way has a name of its own in the fingerprint (`encoders.fused`). On a CPU all of it runs too, and the
+decoders agree: no pixel differs by more than 1 of 255.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmstream.encoders.base import unit
-from mmstream.encoders.pictures import PictureModel
-from mmstream.encoders.pipelined import AHEAD, Watch, prepared
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.resample import ALGORITHMS, canvas_of, normalized, on_canvas
 from mmstream.errors import UsageError
 from mmstream.media import image
+from mmstream.media.image import Picture
 
 BatchDecoder = Callable[[list[bytes]], list[torch.Tensor | None]]
+GROUP = 128  # pictures that are decoded at once: two groups are decoded while one micro-batch is at work
+RESIZE = "matmul/1"  # its name in a fingerprint
+SWITCH_SECONDS = 50e-6
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what nvJPEG reads
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _CANVAS_PIXELS = 1 << 26  # of one step on the device, which holds 27 bytes for each
+_LARGE_PIXELS = 1 << 22  # of a picture that is resized at once: few may lie on the device as they are
 _APP1, _APP14, _SOS = 0xE1, 0xEE, 0xDA
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A `Picture` whose pixels lie on the device: uint8 [3, height, width]."""
+
+    pixels: torch.Tensor
+    data: bytes
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[2]
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[1]
+
+    @cached_property
+    def rgb(self) -> np.ndarray:
+        return np.ascontiguousarray(self.pixels.permute(1, 2, 0).cpu().numpy())
 
 
 class DevicePictures:
     """
     Attributes:
-        preprocessing: the model's, with the backend that does it here: other than on the CPU, and so in a fingerprint.
-        num_on_device, num_on_cpu: pictures that took either codec.
+        decoded_by: what decodes, for reports.
 
     Raises:
         UsageError: the preprocessing resamples in a way that is not done on the device.
@@ -55,88 +77,48 @@ class DevicePictures:
     ) -> None:
         if preprocessing.algorithm not in ALGORITHMS:
             raise UsageError(f"{preprocessing.algorithm} is not resampled on the device: {', '.join(ALGORITHMS)} are.")
-        self._device, self._decoder = device, decoder or jpeg_decoder(device)
-        self.preprocessing = replace(preprocessing, backend=f"{'nvimagecodec' if self._decoder else 'turbo'}+matmul/1")
+        self._device, self._decoder, self._wanted = device, decoder or jpeg_decoder(device), preprocessing
+        self.decoded_by = "nvimagecodec" if self._decoder else "turbo"
         self._mean, self._std = (
             torch.tensor(values, device=device).reshape(1, 3, 1, 1)
             for values in (preprocessing.mean, preprocessing.std)
         )
         self._normalized = torch.compile(normalized, dynamic=True) if compiled else normalized
-        self.num_on_device = self.num_on_cpu = 0
 
-    def decode(self, pictures: Sequence[bytes]) -> list[torch.Tensor]:
-        """uint8 [3, height, width] each, on the device.
-
-        Raises:
-            Rejected: one of them cannot be decoded.
-        """
-        found: list[torch.Tensor | None] = [None] * len(pictures)
+    def decode(self, pictures: Sequence[bytes]) -> list[OnDevice | None]:
+        """Those that the device decodes; None for what takes the CPU codec."""
+        found: list[OnDevice | None] = [None] * len(pictures)
         plain = [i for i, data in enumerate(pictures) if self._decoder and is_plain_jpeg(data)]
         if plain and self._decoder:
             for i, pixels in zip(plain, self._decoder([pictures[i] for i in plain]), strict=True):
                 if pixels is not None:  # else the CPU codec knows why
-                    found[i] = pixels if len(pixels) == 3 else pixels.expand(3, -1, -1)
-                    self.num_on_device += 1
-        return [self._by_cpu(pictures[i]) if pixels is None else pixels for i, pixels in enumerate(found)]
+                    found[i] = OnDevice(pixels.expand(3, -1, -1), pictures[i])
+        return found
+
+    def taken(self, picture: Picture | OnDevice) -> torch.Tensor:
+        """One of what `fitted` takes: uint8 [3, height, width] on the device; a large one is fitted at once."""
+        is_there = isinstance(picture, OnDevice)
+        pixels = picture.pixels if is_there else torch.tensor(picture.rgb, device=self._device).permute(2, 0, 1)
+        return pixels if picture.width * picture.height <= _LARGE_PIXELS else self.fitted([pixels])[0]
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[bytes]) -> torch.Tensor:
-        """float32 [n, 3, height, width], as the model takes them.
-
-        Raises:
-            Rejected: one of them cannot be decoded.
-        """
-        decoded = self.decode(pictures)
-        groups = by_size([(p.shape[1], p.shape[2]) for p in decoded], _CANVAS_PIXELS)
-        parts = [self._as_taken([decoded[i] for i in group]) for group in groups]
+    def fitted(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Resized, cropped and normalised: float32 [n, 3, height, width], as the model takes them."""
+        ready = [i for i, p in enumerate(pictures) if p.is_floating_point()]
+        raw = [i for i, p in enumerate(pictures) if not p.is_floating_point()]
+        shapes = [(pictures[i].shape[1], pictures[i].shape[2]) for i in raw]
+        groups = [[raw[i] for i in group] for group in by_size(shapes, _CANVAS_PIXELS)]
+        parts = [self._as_taken([pictures[i] for i in group]) for group in groups]
+        if ready:
+            parts.append(torch.stack([pictures[i] for i in ready]))
         if len(parts) == 1:
             return parts[0]
-        order = torch.tensor([i for group in groups for i in group]).argsort()
+        order = torch.tensor([i for group in (*groups, ready) for i in group]).argsort()
         return torch.cat(parts)[order.to(self._device)]
 
     def _as_taken(self, pictures: list[torch.Tensor]) -> torch.Tensor:
-        canvas, down, across = on_canvas(pictures, self.preprocessing)
-        return self._normalized(canvas, down, across, self.preprocessing.scale, self._mean, self._std)
-
-    def _by_cpu(self, data: bytes) -> torch.Tensor:
-        self.num_on_cpu += 1
-        return torch.tensor(image.decode(data).rgb, device=self._device).permute(2, 0, 1)
-
-
-def device_vectors(
-    batches: Iterable[list[bytes]], encoder: PictureModel, pictures: DevicePictures, pool: Executor, watch: Watch
-) -> Iterator[np.ndarray]:
-    """Unit vectors float32 [n, d] of one batch after the other. The next ones are decoded on streams of the pool's
-    threads while the model is at work.
-
-    Raises:
-        Rejected: a picture cannot be decoded.
-    """
-    is_gpu = encoder.on.type == "cuda"
-
-    def prepare(batch: list[bytes]) -> tuple[torch.Tensor, Any]:
-        with torch.cuda.stream(torch.cuda.Stream()) if is_gpu else nullcontext():
-            images = pictures(batch)
-            return images, torch.cuda.current_stream().record_event() if is_gpu else None
-
-    waiting, at_work = prepared(batches, prepare, pool, AHEAD), None
-    while True:
-        with watch("decode"):
-            images, ready = next(waiting, (None, None))
-        begun = None
-        if images is not None:
-            with watch("model"):
-                if ready is not None:
-                    torch.cuda.current_stream().wait_event(ready)
-                    images.record_stream(torch.cuda.current_stream())
-                begun = encoder.forward_images(images)
-        if at_work is not None:
-            with watch("model"):
-                vectors = unit(encoder.fetch(at_work))
-            yield vectors
-        if begun is None:
-            return
-        at_work = begun
+        canvas, down, across = on_canvas(pictures, self._wanted)
+        return self._normalized(canvas, down, across, self._wanted.scale, self._mean, self._std)
 
 
 def by_size(shapes: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
@@ -161,41 +143,67 @@ def jpeg_decoder(device: torch.device) -> BatchDecoder | None:
 
 
 def nvimagecodec(device: torch.device) -> BatchDecoder | None:
-    """JPEGs → uint8 [3, height, width] each on `device`, None for what it cannot read. On a CPU it does the same with
-    its libjpeg-turbo: what this module is tested with where there is no GPU.
+    """JPEGs → uint8 [3 or 1, height, width] each on `device`, None for what it cannot read. On a CPU it does the same
+    with its libjpeg-turbo: what this module is tested with where there is no GPU.
 
     Colours are upsampled as libjpeg-turbo does it by default ("fancy"): measured on an H100, no pixel of 214 pictures
     differs by more than 1 of 255. nvJPEG alone, as torchvision calls it, differs by up to 3 on average.
+
+    It asks for the interpreter about five times a picture, and each time a thread of Python at work gives it away only
+    when `sys.getswitchinterval()` is over: a group took 1.6 s in place of 4 ms beside a busy thread. So the interval is
+    set to `SWITCH_SECONDS` in a process that decodes so.
     """
     try:
         codec: Any = import_module("nvidia.nvimgcodec")
     except (ImportError, OSError):  # OSError: made for another CUDA
         return None
-    is_gpu = device.type == "cuda"
-    decoder = codec.Decoder(
-        device_id=_index(device) if is_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
-        backends=None if is_gpu else [codec.Backend(codec.BackendKind.CPU_ONLY)],
-        options=":fancy_upsampling=1",
-    )
-    params = codec.DecodeParams(apply_exif_orientation=False)
-    turn = threading.Lock()  # one decoder has all the hardware's engines; a second one only takes memory
+    if device.type == "cuda":
+        sys.setswitchinterval(SWITCH_SECONDS)
+    return _NvImageCodec(codec, device)
 
-    def decode(pictures: list[bytes]) -> list[torch.Tensor | None]:
-        stream = torch.cuda.current_stream(device).cuda_stream if is_gpu else 0
-        with turn:
-            images = decoder.decode(pictures, params=params, cuda_stream=stream)
-        return [None if i is None else _tensor(i if is_gpu else np.asarray(i), device) for i in images]
 
-    return decode
+class _NvImageCodec:
+    def __init__(self, codec: Any, device: torch.device) -> None:
+        self._device, is_gpu = device, device.type == "cuda"
+        self._decoder = codec.Decoder(
+            device_id=_index(device) if is_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            backends=None if is_gpu else [codec.Backend(codec.BackendKind.CPU_ONLY)],
+            options=":fancy_upsampling=1",
+        )
+        self._params = codec.DecodeParams(apply_exif_orientation=False)
+        self._stream: Any = torch.cuda.Stream(device) if is_gpu else None
+        self._turn = threading.Lock()  # it decodes for one thread at a time, or hangs
+        self._slots: list[Any] = []  # its own memory, for the next group again: to take it anew costs a fifth
+
+    def __call__(self, pictures: list[bytes]) -> list[torch.Tensor | None]:
+        with self._turn, torch.cuda.stream(self._stream) if self._stream else nullcontext():
+            views = [None if i is None else self._view(i) for i in self._images(pictures)]
+            has = [v for v in views if v is not None]
+            if not has:
+                return [None] * len(pictures)
+            flat = torch.cat([v.reshape(-1) for v in has])  # in memory that the next group does not overwrite
+            if self._stream:
+                flat.record_stream(torch.cuda.default_stream(self._device))
+                self._stream.synchronize()
+        copies = iter(flat.split([v.numel() for v in has]))
+        return [None if v is None else next(copies).view(v.shape).permute(2, 0, 1) for v in views]
+
+    def _images(self, pictures: list[bytes]) -> list[Any]:
+        stream = self._stream.cuda_stream if self._stream else 0
+        slots = self._slots[: len(pictures)]
+        given = {"images": slots} if len(slots) == len(pictures) else {}
+        found = self._decoder.decode(pictures, params=self._params, cuda_stream=stream, **given)
+        if not given and all(i is not None for i in found):
+            self._slots = list(found)
+        return found
+
+    def _view(self, image: Any) -> torch.Tensor:
+        """uint8 [height, width, 3 or 1] that shows its memory."""
+        return torch.as_tensor(image if self._stream else np.asarray(image), device=self._device)
 
 
 def _index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def _tensor(image: Any, device: torch.device) -> torch.Tensor:
-    """[height, width, 3] that shows its memory → uint8 [3, height, width] in the same memory."""
-    return torch.as_tensor(image, device=device).permute(2, 0, 1)
 
 
 def is_plain_jpeg(data: bytes) -> bool:

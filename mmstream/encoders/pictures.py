@@ -7,14 +7,17 @@ batch before is at work, the model computes in bfloat16, channels last, and `fet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mmstream.encoders.base import Encoder
 from mmstream.media.image import Picture
+
+if TYPE_CHECKING:
+    from mmstream.encoders.device_pictures import DevicePictures
 
 CPU_ROWS, GPU_ROWS = 32, 256  # of a micro-batch; a chunk has 512
 _TRIAL_ROWS = 8
@@ -25,7 +28,10 @@ class PictureModel(Encoder):
 
     on: torch.device
     preprocessing: Any  # of `encoders.preprocessing`, or a card's own: `pixels` on uint8, `normalized` on the device
+    fused: DevicePictures | None = None  # where the device decodes and resizes (`encoders.fused`)
     _copies: Any = None  # the stream on which pixels go over
+    _recorded: Recorded | None = None
+    _records: bool = True
 
     def settle(self, module: torch.nn.Module, *, rows: int = CPU_ROWS) -> None:
         """Takes `module` to where it computes, for inference: the GPU where there is one, else in micro-batches of
@@ -49,9 +55,12 @@ class PictureModel(Encoder):
             about = torch.cuda.get_device_properties(self.on)
             self.micro_batch = rows_that_fit(self._bytes_per_row(), about.total_memory)
 
-    def preprocess(self, picture: Picture) -> np.ndarray:
-        """uint8 [height, width, 3] of the model's input size."""
-        return self.preprocessing.pixels(picture)
+    def preprocess(self, picture: Picture) -> Any:
+        """uint8 [height, width, 3] of the model's input size; what lies on the device where that resizes."""
+        return self.fused.taken(picture) if self.fused else self.preprocessing.pixels(picture)
+
+    def decode_ahead(self, images: Sequence[bytes]) -> list[Any]:
+        return self.fused.decode(images) if self.fused else super().decode_ahead(images)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised pictures [n, 3, height, width] → vectors [n, d], on the device."""
@@ -61,8 +70,11 @@ class PictureModel(Encoder):
         """Normalised pictures in the model's own dtype."""
         return images.to(torch.bfloat16) if self.dtype == "bfloat16" else images
 
-    def place(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
-        """uint8 [n, height, width, 3] on the device; on a GPU the copy may still be under way."""
+    def place(self, pixels: Sequence[Any]) -> torch.Tensor:
+        """uint8 [n, height, width, 3] on the device; on a GPU the copy may still be under way. Where the device
+        resizes, what `forward_images` takes."""
+        if self.fused:
+            return self.fused.fitted(pixels)
         if self.on.type != "cuda":
             return torch.from_numpy(np.stack(pixels))
         pinned = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=True)
@@ -75,12 +87,12 @@ class PictureModel(Encoder):
         return placed
 
     def forward(self, placed: torch.Tensor) -> Any:
-        return self.forward_images(self.preprocessing.normalized(placed))
+        return self.forward_images(placed if self.fused else self.preprocessing.normalized(placed))
 
     def forward_images(self, images: torch.Tensor) -> Any:
         """As `forward`, of normalised pictures [n, 3, height, width] on the device."""
         with torch.inference_mode():
-            vectors = self._features(self.as_computed(images)).float()
+            vectors = self._computed(images)
         if self.on.type != "cuda":
             return vectors
         # The way back is queued now: a copy that is asked for later would wait for the batch that was queued since.
@@ -90,14 +102,26 @@ class PictureModel(Encoder):
         done.record()
         return pinned, done
 
+    def _computed(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 [n, d]; on a GPU a whole micro-batch is replayed from its record, and overwritten by the next one."""
+        if self.on.type != "cuda" or len(images) != self.micro_batch or not self._records:
+            return self._eager(images)
+        if self._recorded is None or self._recorded.shape != images.shape:
+            try:
+                self._recorded = Recorded(self._eager, images)
+            except RuntimeError:  # the model waits for the device in between, say
+                self._records = False
+                return self._eager(images)
+        return self._recorded(images)
+
+    def _eager(self, images: torch.Tensor) -> torch.Tensor:
+        return self._features(self.as_computed(images)).float()
+
     def fetch(self, vectors: Any) -> np.ndarray:
         if self.on.type == "cuda":
             vectors, done = vectors
             done.synchronize()
         return vectors.numpy()
-
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        return self.fetch(self.forward(self.place(list(pixels))))
 
     def _bytes_per_row(self) -> float:
         """GPU memory that a trial batch takes beside the weights, for each of its rows."""
@@ -106,6 +130,29 @@ class PictureModel(Encoder):
         torch.cuda.reset_peak_memory_stats(self.on)
         self.fetch(self.forward(self.place([pixels] * _TRIAL_ROWS)))
         return (torch.cuda.max_memory_allocated(self.on) - before) / _TRIAL_ROWS
+
+
+class Recorded:
+    """What a function launches on a GPU for a tensor of one shape, recorded once (a CUDA graph): a replay costs 0.1 ms
+    of a thread, where the hundreds of launches of ViT-B/32 cost 5 ms that threads which decode have to wait for. The
+    result is the same to the bit, and lies where the next replay puts its own."""
+
+    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
+        self.shape, self._input = example.shape, example.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries choose their kernels and take their memory
+                run(self._input)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others decode meanwhile
+            self._output = run(self._input)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self._input.copy_(images)
+        self._graph.replay()
+        return self._output
 
 
 def rows_that_fit(bytes_per_row: float, device_bytes: int, most: int = GPU_ROWS) -> int:

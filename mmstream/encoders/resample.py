@@ -40,14 +40,14 @@ def on_canvas(pictures: Sequence[torch.Tensor], preprocessing: Preprocessing) ->
     else:
         for on, picture in zip(canvas, pictures, strict=True):
             on[:, : picture.shape[1], : picture.shape[2]] = picture
-    found = [_axes(preprocessing, *shape) for shape in shapes]
-    axes = torch.tensor([about for about, _ in found], device=device)
-    crop = found[0][1]
-    return (
-        canvas,
-        _matrices(axes[:, 0], crop[0], height, preprocessing.algorithm),
-        _matrices(axes[:, 1], crop[1], width, preprocessing.algorithm),
-    )
+    each = list(dict.fromkeys(shapes))
+    found = [_axes(preprocessing, *shape) for shape in each]
+    axes, crop = torch.tensor([about for about, _ in found], device=device), found[0][1]
+    down = _matrices(axes[:, 0], crop[0], height, preprocessing.algorithm)
+    across = _matrices(axes[:, 1], crop[1], width, preprocessing.algorithm)
+    numbers = {shape: i for i, shape in enumerate(each)}
+    of_each = torch.tensor([numbers[shape] for shape in shapes], device=device)
+    return canvas, down[of_each], across[of_each]
 
 
 def normalized(

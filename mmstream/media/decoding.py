@@ -6,14 +6,17 @@ block, so that one who counts what is held at once can do so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from mmstream.media import audio, image, video
 from mmstream.media.audio import Sound
 from mmstream.media.image import Picture
+
+T = TypeVar("T")
 
 
 class Decoder(Protocol):
@@ -30,6 +33,10 @@ class Decoder(Protocol):
         """uint8 [num_frames, H, W, 3] of a video, and the seconds that it lasts."""
         ...
 
+    def together(self, decode: Callable[[], T], num: int) -> T | None:
+        """What `decode` makes of `num` pictures at once; None where each must be decoded alone."""
+        ...
+
 
 class Direct:
     """Decodes in the caller's thread, without a guard."""
@@ -43,3 +50,6 @@ class Direct:
     def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
         clip = video.decode(data, num_frames)
         return nullcontext((clip.frames, clip.duration))
+
+    def together(self, decode: Callable[[], T], num: int) -> T | None:
+        return decode()

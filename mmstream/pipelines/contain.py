@@ -9,7 +9,7 @@ mark and are decoded as ever. Ray would do all this again for ever; `MAX_DEATHS`
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import uuid4
@@ -21,7 +21,7 @@ from ray.experimental import internal_kv
 from mmstream.errors import MmstreamError, Reason, Rejected
 from mmstream.media import audio, sandbox, video
 from mmstream.media.audio import Sound
-from mmstream.media.decoding import Decoder
+from mmstream.media.decoding import Decoder, T
 from mmstream.media.image import Picture, decode
 from mmstream.pipelines.source import ChunkInfo
 from mmstream.pipelines.watchdog import Watchdog
@@ -126,6 +126,10 @@ class _Watched:
         with self._one_large, self._watchdog.work(f"a video of {len(data):,} bytes"):
             clip = video.decode(data, num_frames)
             yield clip.frames, clip.duration
+
+    def together(self, decode: Callable[[], T], num: int) -> T | None:
+        with self._watchdog.work(f"{num} pictures on the device"):
+            return decode()
 
 
 def _unless_large(data: bytes) -> Picture | None:

@@ -7,9 +7,11 @@ use: a picture, a caption, a sound; what is absent is null in the row.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,12 @@ import pyarrow as pa
 from mmstream.encoders.base import Encoder, video_vectors
 from mmstream.encoders.pipelined import AHEAD, picture_vectors, prepared
 from mmstream.errors import Reason, Rejected
-from mmstream.media.decoding import Decoder, Direct
+from mmstream.media.audio import Sound
+from mmstream.media.decoding import Decoder, Direct, T
 from mmstream.media.duplicates import content_hash, perceptual_hash
 from mmstream.media.filters import Filters
 from mmstream.media.filters import check as check_wanted
+from mmstream.media.image import Picture
 from mmstream.media.text import caption_of, parse_object
 from mmstream.media.video import pictures
 from mmstream.pipelines.source import ChunkInfo
@@ -67,14 +71,17 @@ def encode_chunk(
     """(rows in `embedding_schema`, rejects in schema.REJECT) of a chunk.
 
     Decoding (by way of `decoder`) and preprocessing run on `pool`, while the model is at work on the pictures that came
-    before. The reject row of a damaged shard's unknown rest
-    is among the rejects.
+    before. The reject row of a damaged shard's unknown rest is among the rejects.
     """
-    columns = {name: samples[name].combine_chunks() for name in samples.column_names}
+    columns, n = {name: samples[name].combine_chunks() for name in samples.column_names}, samples.num_rows
 
-    def prepare(row: int) -> _Sample | dict[str, Any]:
+    def prepare(group: range) -> list[_Sample | dict[str, Any]]:
         # Here and not before: only the bytes of samples at work are held as Python objects.
-        sample = {name: column[row].as_py() for name, column in columns.items()}
+        samples = [{name: column[row].as_py() for name, column in columns.items()} for row in group]
+        ahead = _decoded_ahead(samples, encoder, decoder) if encoder.group > 1 else {}
+        return [_ready(sample, ahead.get(i, decoder)) for i, sample in enumerate(samples)]
+
+    def _ready(sample: dict[str, Any], decoder: Decoder) -> _Sample | dict[str, Any]:
         try:
             return _prepare(sample, encoder, fields, decoder, filters)
         except Rejected as e:
@@ -84,8 +91,9 @@ def encode_chunk(
     rejects: list[dict[str, Any]] = []
 
     def pixels() -> Iterator[np.ndarray]:
-        ahead = max(2, AHEAD * encoder.micro_batch // max(1, encoder.num_frames))
-        for result in prepared(range(samples.num_rows), prepare, pool, ahead):
+        ahead = max(2, AHEAD * encoder.micro_batch // max(1, encoder.num_frames) // encoder.group)
+        groups = (range(i, min(i + encoder.group, n)) for i in range(0, n, encoder.group))
+        for result in chain.from_iterable(prepared(groups, prepare, pool, ahead)):
             if not isinstance(result, _Sample):
                 rejects.append(result)
                 continue
@@ -105,6 +113,35 @@ def encode_chunk(
         rejects.append(_reject(info.shard, rest, None, info.damage.offset, info.damage.reason, info.damage.detail))
     rejects = sorted([*rejects, *bad], key=lambda r: r["row"])
     return rows, pa.Table.from_pylist(rejects, schema=REJECT)
+
+
+@dataclass(frozen=True)
+class _DecodedAhead:
+    """A decoder, one of whose pictures is there already."""
+
+    ready: Picture
+    other: Decoder
+
+    def picture(self, data: bytes) -> AbstractContextManager[Picture]:
+        return nullcontext(self.ready)
+
+    def sound(self, data: bytes) -> AbstractContextManager[Sound]:
+        return self.other.sound(data)
+
+    def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
+        return self.other.frames(data, num_frames)
+
+    def together(self, decode: Callable[[], T], num: int) -> T | None:
+        return self.other.together(decode, num)
+
+
+def _decoded_ahead(samples: list[dict[str, Any]], encoder: Encoder, decoder: Decoder) -> dict[int, Decoder]:
+    """By position in `samples`, the decoders of those whose picture the device has decoded."""
+    has = [i for i, s in enumerate(samples) if s["image"] is not None and s["reason"] is None]
+    found = decoder.together(lambda: encoder.decode_ahead([samples[i]["image"] for i in has]), len(has))
+    if found is None:
+        return {}
+    return {i: _DecodedAhead(p, decoder) for i, p in zip(has, found, strict=True) if p is not None}
 
 
 def _prepare(

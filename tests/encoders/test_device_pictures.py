@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from samples import photographs
-from small_models import save_clip
 
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders import device_pictures
-from mmstream.encoders.build import load_encoder
 from mmstream.encoders.device_pictures import (
     BatchDecoder,
     DevicePictures,
     by_size,
-    device_vectors,
     is_plain_jpeg,
     nvimagecodec,
 )
-from mmstream.encoders.pictures import rows_that_fit
+from mmstream.encoders.fused import fuse
+from mmstream.encoders.pictures import PictureModel, Recorded, rows_that_fit
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.resample import canvas_of, normalized, on_canvas
-from mmstream.errors import Reason, Rejected, UsageError
+from mmstream.errors import UsageError
 from mmstream.media.image import decode
-from mmstream.timing import Stopwatch
 
 CPU = torch.device("cpu")
 ZERO, ONE = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
@@ -109,28 +104,46 @@ def tensor_of(data: bytes) -> torch.Tensor:
     return torch.from_numpy(decode(data).rgb.copy()).permute(2, 0, 1)
 
 
+def fitted(device: DevicePictures, pictures: list[bytes]) -> torch.Tensor:
+    ahead = device.decode(pictures)
+    return device.fitted([device.taken(p or decode(data)) for p, data in zip(ahead, pictures, strict=True)])
+
+
 def test_plain_jpegs_take_the_devices_decoder_in_one_batch_and_the_others_the_cpus() -> None:
     turbo, preprocessing = Turbo(), wanted()
     pictures = [*jpegs(3, 80), with_exif(jpegs(1, 48)[0], 6), *photographs()]
     device = DevicePictures(preprocessing, CPU, decoder=turbo)
-    images = device(pictures)
-    plain = sum(map(is_plain_jpeg, pictures))
-    assert 3 <= plain < len(pictures) - 1
-    assert turbo.batches == [plain]
-    assert (device.num_on_device, device.num_on_cpu) == (plain, len(pictures) - plain)
+    ahead = device.decode(pictures)
+    assert [p is not None for p in ahead] == list(map(is_plain_jpeg, pictures))
+    assert 3 <= sum(map(is_plain_jpeg, pictures)) < len(pictures) - 1
+    assert turbo.batches == [sum(map(is_plain_jpeg, pictures))]
+    for data, found in zip(pictures, ahead, strict=True):
+        as_decoded = decode(data)
+        if found is not None:  # what is asked of a `Picture`
+            assert (found.width, found.height, found.data) == (as_decoded.width, as_decoded.height, data)
+            assert np.array_equal(found.rgb, as_decoded.rgb)
     pixels = np.stack([preprocessing.pixels(decode(data)) for data in pictures])
     reference = preprocessing.normalized(torch.from_numpy(pixels))
-    assert ((images - reference).abs() * torch.tensor(preprocessing.std).reshape(1, 3, 1, 1)).mean() <= 1e-4
+    std = torch.tensor(preprocessing.std).reshape(1, 3, 1, 1)
+    assert ((fitted(device, pictures) - reference).abs() * std).mean() <= 1e-4
 
 
-def test_what_the_device_gives_up_takes_the_cpus_codec_and_what_is_broken_says_why() -> None:
+def test_what_the_device_gives_up_is_left_to_the_cpus_codec() -> None:
     good = jpegs(2, 64)
     device = DevicePictures(wanted(), CPU, decoder=Turbo(broken=good[1]))
-    assert torch.equal(device(good), DevicePictures(wanted(), CPU, decoder=Turbo())(good))
-    assert (device.num_on_device, device.num_on_cpu) == (1, 1)
-    with pytest.raises(Rejected) as rejected:
-        device([good[0], b"no picture"])
-    assert rejected.value.reason == Reason.NOT_IMAGE
+    assert [p is None for p in device.decode([*good, b"no picture"])] == [False, True, True]
+    assert torch.equal(fitted(device, good), fitted(DevicePictures(wanted(), CPU, decoder=Turbo()), good))
+
+
+def test_a_large_picture_does_not_stay_on_the_device_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [jpegs(1, size, seed=size)[0] for size in (80, 200, 64)]
+    device = DevicePictures(wanted(), CPU, decoder=Turbo())
+    at_once = fitted(device, pictures)
+    monkeypatch.setattr(device_pictures, "_LARGE_PIXELS", 100 * 100)
+    taken = [device.taken(p) for p in device.decode(pictures) if p]
+    assert [tuple(t.shape) for t in taken] == [(3, 80, 80), (3, 64, 64), (3, 64, 64)]
+    assert [t.dtype for t in taken] == [torch.uint8, torch.float32, torch.uint8]
+    assert torch.equal(device.fitted(taken), at_once)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +168,19 @@ def test_nvimagecodec_shows_a_jpeg_as_the_cpus_codec_does_and_gives_none_for_wha
 def test_pictures_of_nvimagecodec_become_what_the_model_takes(codec: BatchDecoder) -> None:
     preprocessing, pictures = wanted(), [*jpegs(3, 80), saved("L"), *photographs()]
     device = DevicePictures(preprocessing, CPU, decoder=codec)
-    assert torch.equal(device(pictures), DevicePictures(preprocessing, CPU, decoder=Turbo())(pictures))
-    assert device.num_on_device == sum(map(is_plain_jpeg, pictures)) >= 4
+    assert torch.equal(fitted(device, pictures), fitted(DevicePictures(preprocessing, CPU, decoder=Turbo()), pictures))
+    assert device.decoded_by == "nvimagecodec"
+
+
+def test_pictures_stay_as_they_are_when_the_codec_takes_its_memory_again(codec: BatchDecoder) -> None:
+    first = codec(jpegs(4, 64))
+    kept = [None if p is None else p.clone() for p in first]
+    for pictures in (jpegs(4, 64, seed=9), [*jpegs(2, 80), b"no picture", jpegs(1, 48)[0]], jpegs(3, 64), jpegs(6, 40)):
+        for data, pixels in zip(pictures, codec(pictures), strict=True):
+            assert (pixels is None) == (data == b"no picture")
+            assert pixels is None or torch.equal(pixels, tensor_of(data))
+    for a, b in zip(first, kept, strict=True):
+        assert a is not None and b is not None and torch.equal(a, b)
 
 
 def test_a_large_picture_does_not_make_the_canvas_of_small_ones_large() -> None:
@@ -173,35 +197,15 @@ def test_a_large_picture_does_not_make_the_canvas_of_small_ones_large() -> None:
 def test_groups_come_back_in_the_order_of_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [jpegs(1, size, seed=size)[0] for size in (300, 80, 200, 81)]
     device = DevicePictures(wanted(), CPU, decoder=Turbo())
-    at_once = device(pictures)
+    at_once = fitted(device, pictures)
     monkeypatch.setattr(device_pictures, "_CANVAS_PIXELS", 1 << 16)
-    assert torch.equal(device(pictures), at_once)
+    assert torch.equal(fitted(device, pictures), at_once)
     assert len(by_size([(300, 300), (80, 80), (200, 200), (81, 81)], 1 << 16)) == 3
-
-
-def test_the_backend_is_another_part_of_a_fingerprint() -> None:
-    preprocessing = wanted()
-    backends = {
-        preprocessing.identity()["backend"],
-        DevicePictures(preprocessing, CPU).preprocessing.identity()["backend"],
-        DevicePictures(preprocessing, CPU, decoder=Turbo()).preprocessing.identity()["backend"],
-    }
-    assert len(backends) == 3
 
 
 def test_an_algorithm_that_is_not_done_there_is_refused() -> None:
     with pytest.raises(UsageError, match="hamming is not resampled on the device"):
         DevicePictures(wanted(algorithm="hamming"), CPU)
-
-
-def test_the_vectors_are_those_of_the_cpus_way(tmp_path: Path) -> None:
-    encoder = load_encoder(f"hf:{save_clip(tmp_path)}")
-    pictures = photographs() * 2
-    device = DevicePictures(encoder.preprocessing, CPU, decoder=Turbo())
-    batches = [pictures[i : i + 4] for i in range(0, len(pictures), 4)]
-    with ThreadPoolExecutor(2) as pool:
-        vectors = np.concatenate(list(device_vectors(batches, encoder, device, pool, Stopwatch())))
-    assert np.einsum("nd,nd->n", vectors, encoder.encode_image(pictures)).min() >= 0.9999
 
 
 def test_a_micro_batch_is_halved_until_it_takes_an_eighth_of_the_device() -> None:
@@ -221,17 +225,28 @@ def test_a_gpus_pixels_are_within_the_bound_of_parity_and_its_vectors_near() -> 
     assert encoder.dtype == "bfloat16"
     pictures = [*jpegs(28, 256), *photographs()[:4]]
     device = DevicePictures(encoder.preprocessing, encoder.on, compiled=True)
-    images = device(pictures).cpu()
+    images = fitted(device, pictures).cpu()
     reference = encoder.preprocessing.normalized(
         torch.from_numpy(np.stack([encoder.preprocess(decode(data)) for data in pictures]))
     )
     std = torch.tensor(encoder.preprocessing.std).reshape(1, 3, 1, 1)
     assert ((images - reference).abs() * std).mean((1, 2, 3)).max() <= 1 / 255
     with torch.inference_mode():
-        exact = encoder._features(reference.to(encoder.on)).float().cpu().numpy()
+        exact = encoder._features(reference.to(encoder.on, torch.bfloat16)).float().cpu().numpy()
     exact /= np.linalg.norm(exact, axis=1, keepdims=True)
     assert np.einsum("nd,nd->n", encoder.encode_image(pictures), exact).min() >= 0.999
-    with ThreadPoolExecutor(2) as pool:
-        batches = [pictures[i : i + 8] for i in range(0, 32, 8)]
-        vectors = np.concatenate(list(device_vectors(batches, encoder, device, pool, Stopwatch())))
-    assert np.einsum("nd,nd->n", vectors, exact).min() >= 0.999
+    assert isinstance(encoder._recorded, Recorded)  # a graph, whose vectors are those without it
+    assert np.array_equal(encoder.encode_image(pictures), without_a_graph(encoder, pictures))
+    fuse(encoder)
+    ahead = encoder.decode_ahead(pictures)
+    rows = [encoder.preprocess(p or decode(data)) for p, data in zip(ahead, pictures, strict=True)]
+    assert sum(p is not None for p in ahead) >= 28
+    assert np.einsum("nd,nd->n", encoder.embed_pixels(rows), exact).min() >= 0.999
+
+
+def without_a_graph(encoder: PictureModel, pictures: list[bytes]) -> np.ndarray:
+    encoder._records = False
+    try:
+        return encoder.encode_image(pictures)
+    finally:
+        encoder._records = True
