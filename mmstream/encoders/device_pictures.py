@@ -9,28 +9,24 @@ decoders agree: no pixel differs by more than 1 of 255.
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
 
+from mmstream.encoders.nvimagecodec import NvImageCodec
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.resample import ALGORITHMS, canvas_of, normalized, on_canvas
 from mmstream.errors import UsageError
 from mmstream.media import image
 from mmstream.media.image import Picture
 
-BatchDecoder = Callable[[list[bytes]], list[torch.Tensor | None]]
+# JPEGs and their (height, width) → uint8 [3, height, width] each on a device, None for what it cannot read.
+BatchDecoder = Callable[[list[bytes], list[tuple[int, int]]], list[torch.Tensor | None]]
 GROUP = 128  # pictures that are decoded at once: two groups are decoded while one micro-batch is at work
 RESIZE = "matmul/1"  # its name in a fingerprint
-SWITCH_SECONDS = 50e-6
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what nvJPEG reads
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
 _CANVAS_PIXELS = 1 << 26  # of one step on the device, which holds 27 bytes for each
@@ -88,11 +84,14 @@ class DevicePictures:
     def decode(self, pictures: Sequence[bytes]) -> list[OnDevice | None]:
         """Those that the device decodes; None for what takes the CPU codec."""
         found: list[OnDevice | None] = [None] * len(pictures)
-        plain = [i for i, data in enumerate(pictures) if self._decoder and is_plain_jpeg(data)]
-        if plain and self._decoder:
-            for i, pixels in zip(plain, self._decoder([pictures[i] for i in plain]), strict=True):
+        if self._decoder is None:
+            return found
+        shapes = {i: shape for i, data in enumerate(pictures) if (shape := plain_jpeg(data))}
+        if shapes:
+            decoded = self._decoder([pictures[i] for i in shapes], list(shapes.values()))
+            for i, pixels in zip(shapes, decoded, strict=True):
                 if pixels is not None:  # else the CPU codec knows why
-                    found[i] = OnDevice(pixels.expand(3, -1, -1), pictures[i])
+                    found[i] = OnDevice(pixels, pictures[i])
         return found
 
     def taken(self, picture: Picture | OnDevice) -> torch.Tensor:
@@ -143,79 +142,23 @@ def jpeg_decoder(device: torch.device) -> BatchDecoder | None:
 
 
 def nvimagecodec(device: torch.device) -> BatchDecoder | None:
-    """JPEGs → uint8 [3 or 1, height, width] each on `device`, None for what it cannot read. On a CPU it does the same
-    with its libjpeg-turbo: what this module is tested with where there is no GPU.
-
-    Colours are upsampled as libjpeg-turbo does it by default ("fancy"): measured on an H100, no pixel of 214 pictures
-    differs by more than 1 of 255. nvJPEG alone, as torchvision calls it, differs by up to 3 on average.
-
-    It asks for the interpreter about five times a picture, and each time a thread of Python at work gives it away only
-    when `sys.getswitchinterval()` is over: a group took 1.6 s in place of 4 ms beside a busy thread. So the interval is
-    set to `SWITCH_SECONDS` in a process that decodes so.
-    """
+    """nvImageCodec on `device`; None where it cannot be used."""
     try:
-        codec: Any = import_module("nvidia.nvimgcodec")
-    except (ImportError, OSError):  # OSError: made for another CUDA
+        return NvImageCodec(device)
+    except OSError:
         return None
-    if device.type == "cuda":
-        sys.setswitchinterval(SWITCH_SECONDS)
-    return _NvImageCodec(codec, device)
 
 
-class _NvImageCodec:
-    def __init__(self, codec: Any, device: torch.device) -> None:
-        self._device, is_gpu = device, device.type == "cuda"
-        self._decoder = codec.Decoder(
-            device_id=_index(device) if is_gpu else codec.NVIMGCODEC_DEVICE_CPU_ONLY,
-            backends=None if is_gpu else [codec.Backend(codec.BackendKind.CPU_ONLY)],
-            options=":fancy_upsampling=1",
-        )
-        self._params = codec.DecodeParams(apply_exif_orientation=False)
-        self._stream: Any = torch.cuda.Stream(device) if is_gpu else None
-        self._turn = threading.Lock()  # it decodes for one thread at a time, or hangs
-        self._slots: list[Any] = []  # its own memory, for the next group again: to take it anew costs a fifth
-
-    def __call__(self, pictures: list[bytes]) -> list[torch.Tensor | None]:
-        with self._turn, torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            views = [None if i is None else self._view(i) for i in self._images(pictures)]
-            has = [v for v in views if v is not None]
-            if not has:
-                return [None] * len(pictures)
-            flat = torch.cat([v.reshape(-1) for v in has])  # in memory that the next group does not overwrite
-            if self._stream:
-                flat.record_stream(torch.cuda.default_stream(self._device))
-                self._stream.synchronize()
-        copies = iter(flat.split([v.numel() for v in has]))
-        return [None if v is None else next(copies).view(v.shape).permute(2, 0, 1) for v in views]
-
-    def _images(self, pictures: list[bytes]) -> list[Any]:
-        stream = self._stream.cuda_stream if self._stream else 0
-        slots = self._slots[: len(pictures)]
-        given = {"images": slots} if len(slots) == len(pictures) else {}
-        found = self._decoder.decode(pictures, params=self._params, cuda_stream=stream, **given)
-        if not given and all(i is not None for i in found):
-            self._slots = list(found)
-        return found
-
-    def _view(self, image: Any) -> torch.Tensor:
-        """uint8 [height, width, 3 or 1] that shows its memory."""
-        return torch.as_tensor(image if self._stream else np.asarray(image), device=self._device)
-
-
-def _index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
-
-
-def is_plain_jpeg(data: bytes) -> bool:
-    """Whether any decoder shows the same picture: grey or YCbCr of 8 bits, whole, of few enough pixels, with nothing
-    that might set it upright (EXIF, XMP) or name other colours (Adobe)."""
+def plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that any decoder shows alike: grey or YCbCr of 8 bits, whole, of few enough pixels,
+    with nothing that might set it upright (EXIF, XMP) or name other colours (Adobe). None of what else there is."""
     if not data.startswith(b"\xff\xd8\xff") or not data.endswith(b"\xff\xd9"):
-        return False
+        return None
     at, size = 2, len(data)
     while at + 11 < size and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in (_APP1, _APP14, _SOS):
-            return False
+            return None
         if marker in _ALONE or marker == 0xFF:
             at += 2 - (marker == 0xFF)
             continue
@@ -223,6 +166,7 @@ def is_plain_jpeg(data: bytes) -> bool:
             bits, components = data[at + 4], data[at + 9]
             height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
             is_rgb = components == 3 and data[at + 10] == ord("R")  # how libjpeg tells it where no Adobe marker does
-            return bits == 8 and components in (1, 3) and not is_rgb and 0 < height * width <= image.MAX_PIXELS
+            is_plain = bits == 8 and components in (1, 3) and not is_rgb and 0 < height * width <= image.MAX_PIXELS
+            return (height, width) if is_plain else None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+    return None

@@ -51,13 +51,17 @@ def parity(decoder: BatchDecoder, pictures: Sequence[bytes]) -> str:
     errors = []
     for start in range(0, len(pictures), 32):
         batch = list(pictures[start : start + 32])
-        for data, pixels in zip(batch, decoder(batch), strict=True):
+        for data, pixels in zip(batch, decoder(batch, shapes_of(batch)), strict=True):
             if pixels is None:
                 errors.append(np.inf)
                 continue
             wanted = decode(data).rgb.astype(np.float32)
             errors.append(float(np.abs(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy() - wanted).mean()))
     return f"{np.median(errors):.3f} | {max(errors):.3f} | {sum(e > 1 for e in errors)} of {len(errors)}"
+
+
+def shapes_of(pictures: Sequence[bytes]) -> list[tuple[int, int]]:
+    return [decode(data).rgb.shape[:2] for data in pictures]
 
 
 def torchvisions(device: torch.device) -> BatchDecoder | None:
@@ -67,7 +71,7 @@ def torchvisions(device: torch.device) -> BatchDecoder | None:
     except (ImportError, RuntimeError):
         return None
 
-    def run(pictures: list[bytes]) -> list[torch.Tensor | None]:
+    def run(pictures: list[bytes], _: list[tuple[int, int]]) -> list[torch.Tensor | None]:
         data = [torch.frombuffer(bytearray(p), dtype=torch.uint8) for p in pictures]
         return list(decode_jpeg(data, mode=ImageReadMode.RGB, device=device))
 
@@ -80,11 +84,12 @@ def decoders(device: torch.device, batch: list[bytes], real: list[bytes], second
         with ThreadPoolExecutor(threads) as pool:
             found = speed(lambda pool=pool: list(pool.map(decode, batch)), len(batch), seconds)
         print(f"| media.image, {threads} threads | {found:,.0f} | 0 | 0 | 0 |", flush=True)
+    shapes = shapes_of(batch)
     for name, decoder in (("nvImageCodec", nvimagecodec(device)), ("torchvision's nvJPEG", torchvisions(device))):
         if decoder is None:
             print(f"| {name} | not here | | | |")
             continue
-        found = speed(lambda decoder=decoder: decoder(batch), len(batch), seconds)
+        found = speed(lambda decoder=decoder: decoder(batch, shapes), len(batch), seconds)
         print(f"| {name}, batches of {len(batch)} | {found:,.0f} | {parity(decoder, real)} |", flush=True)
 
 
