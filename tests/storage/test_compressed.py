@@ -135,17 +135,20 @@ def test_faults_of_the_server_are_healed_below_the_codec(monkeypatch: pytest.Mon
         assert not server.faults
 
 
-def test_a_bit_that_was_flipped_on_the_way_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("time", [1, 2])  # as it is unpacked to its end, and as it is read
+def test_a_bit_that_was_flipped_on_the_way_is_asked_for_again(
+    time: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fetch, asked = ranges._Source.fetch, []
 
     def once_flipped(self: ranges._Source, start: int, end: int) -> memoryview:
         block = bytearray(fetch(self, start, end))
         asked.append(start)
-        if asked.count(start) == 1 and start == 60_000:
+        if asked.count(start) == time and start == 60_000:
             block[5] ^= 8
         return memoryview(block)
 
     monkeypatch.setattr(ranges._Source, "fetch", once_flipped)
     with open_reader(written(tmp_path, "a.tar.gz", PACKED["a.tar.gz"]), block_bytes=20_000) as reader:
         assert reader.read(len(CONTENT)) == CONTENT
-    assert asked.count(60_000) >= 2
+    assert asked.count(60_000) == 3
