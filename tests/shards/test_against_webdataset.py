@@ -175,7 +175,7 @@ DEPARTURES = [
         [("a", "image"), (None, "! ReadError")],
     ),
     Departure("data after the end is said, not passed over", TWO + TWO, [*GOOD, (None, "! tar_trailing")], GOOD),
-    Departure("whether a tar is compressed its name says, not its content", gzip.compress(TWO), [(None, "! not_tar")], GOOD),
+    Departure("compression is told by names, not by content", gzip.compress(TWO), [(None, "! not_tar")], GOOD),
 ]
 
 
