@@ -29,6 +29,10 @@ class Decoder(Protocol):
 
     def sound(self, data: bytes) -> AbstractContextManager[Sound]: ...
 
+    def track(self, data: bytes) -> AbstractContextManager[Sound | None]:
+        """The sound track of a video, if it has one."""
+        ...
+
     def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
         """uint8 [num_frames, H, W, 3] of a video, and the seconds that it lasts."""
         ...
@@ -46,6 +50,9 @@ class Direct:
 
     def sound(self, data: bytes) -> AbstractContextManager[Sound]:
         return nullcontext(audio.decode(data))
+
+    def track(self, data: bytes) -> AbstractContextManager[Sound | None]:
+        return nullcontext(video.track(data))
 
     def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
         clip = video.decode(data, num_frames)

@@ -35,8 +35,9 @@ MEMORY_BYTES = 1 << 30
 _OPEN_FILES = 16
 _GRACE_SECONDS = 5.0  # after which the child ends itself, should its parent be gone
 _NUMBER_BYTES = 8
-_PICTURE, _SOUND, _VIDEO = b"P", b"S", b"V"
-_NAMES = {_PICTURE: "picture", _SOUND: "sound", _VIDEO: "video"}
+_PICTURE, _SOUND, _TRACK, _VIDEO = b"P", b"S", b"T", b"V"
+_NAMES = {_PICTURE: "picture", _SOUND: "sound", _TRACK: "sound track", _VIDEO: "video"}
+_NO_TRACK = (0, 1)  # the shape of what a video without sound has
 _READY = b"ready\n"
 _LINE_BYTES = 1 << 16
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ")
@@ -86,6 +87,15 @@ class Sandbox:
         """
         samples, rate = self._decode(_SOUND, data)
         return nullcontext(Sound(samples, rate, data))
+
+    def track(self, data: bytes) -> AbstractContextManager[Sound | None]:
+        """The same as `video.track` gives.
+
+        Raises:
+            Rejected: as there; `decode_timeout` or `decoder_crash` where the child had to be killed, or died.
+        """
+        samples, rate = self._decode(_TRACK, data)
+        return nullcontext(Sound(samples, rate, data) if len(samples) else None)
 
     def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
         """The same frames as `video.decode` gives, and the video's seconds, to the millisecond.
@@ -194,8 +204,8 @@ def _ask(child: subprocess.Popen[bytes], kind: bytes, data: bytes, count: int) -
     except (ValueError, KeyError, TypeError) as e:
         child.kill()  # a line cut short, or what no child of ours says
         raise EOFError from e
-    array = np.empty(shape, np.float32 if kind == _SOUND else np.uint8)
-    if child.stdout.readinto(array.data.cast("B")) != array.nbytes:
+    array = np.empty(shape, np.float32 if kind in (_SOUND, _TRACK) else np.uint8)
+    if array.size and child.stdout.readinto(array.data.cast("B")) != array.nbytes:
         raise EOFError
     return array, number
 
@@ -215,7 +225,8 @@ def _told(kind: bytes, line: bytes, count: int) -> tuple[tuple[int, ...], int]:
     is_picture = len(shape) == 3 and shape[2] == 3 and shape[0] * shape[1] <= MAX_PIXELS
     is_sound = len(shape) == 2 and 4 * shape[0] * shape[1] <= MAX_BYTES + 4 * shape[1] and number > 0
     is_video = len(shape) == 4 and shape[::3] == (count, 3) and math.prod(shape) <= video.MAX_BYTES and number >= 0
-    if min(shape) <= 0 or not {_PICTURE: is_picture, _SOUND: is_sound, _VIDEO: is_video}[kind]:
+    fits = {_PICTURE: is_picture, _SOUND: is_sound, _TRACK: is_sound, _VIDEO: is_video}[kind]
+    if not (fits and min(shape) > 0) and (kind, shape) != (_TRACK, _NO_TRACK):
         raise ValueError(answer)
     return shape, number
 
@@ -254,6 +265,9 @@ def _answer(kind: bytes, data: bytes, count: int, answers: IO[bytes]) -> None:
         elif kind == _VIDEO:
             clip = video.decode(data, count)
             array, number = clip.frames, round(1000 * clip.duration)
+        elif kind == _TRACK:
+            sound = video.track(data)
+            array, number = (sound.samples, sound.rate) if sound else (np.zeros(_NO_TRACK, np.float32), 1)
         else:
             sound = audio.decode(data)
             array, number = sound.samples, sound.rate
@@ -261,7 +275,7 @@ def _answer(kind: bytes, data: bytes, count: int, answers: IO[bytes]) -> None:
         answers.write(json.dumps({"reason": e.reason, "detail": e.detail}).encode() + b"\n")
     else:
         answers.write(json.dumps({"shape": array.shape, "number": number}).encode() + b"\n")
-        answers.write(np.ascontiguousarray(array).data.cast("B"))
+        answers.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     answers.flush()
 
 

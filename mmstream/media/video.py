@@ -90,13 +90,7 @@ def decode(
         Rejected: `video`, or `format` for a video of a format that is not read.
         UsageError: PyAV is not installed.
     """
-    found = sniff(data)
-    if found is None:
-        raise Rejected(Reason.VIDEO, f"{len(data):,} bytes that are no video (they begin {data[:12]!r})")
-    if found not in FORMATS:
-        raise Rejected(Reason.FORMAT, f"{found} is not read; the formats are {', '.join(FORMATS)}")
-    if why := cut_short(found, data):
-        raise Rejected(Reason.VIDEO, f"{found} {why}")
+    found = _format(data)
     with _opened(found, data) as container:
         stream = _stream(found, container, max_pixels)
         start, duration = _span(container, stream)
@@ -108,6 +102,27 @@ def decode(
         frames, times = _sampled(found, container, stream, start, duration, num_frames)
     sound = _sound(found, data) if with_sound else None
     return Clip(frames, times, duration, sound, data)
+
+
+def track(data: bytes) -> Sound | None:
+    """The sound track of the video in `data`, all channels at its own rate, with the limits of `media.audio`; None
+    where there is none. No picture is decoded.
+
+    Raises:
+        Rejected, UsageError: as `decode`.
+    """
+    return _sound(_format(data), data)
+
+
+def _format(data: bytes) -> str:
+    found = sniff(data)
+    if found is None:
+        raise Rejected(Reason.VIDEO, f"{len(data):,} bytes that are no video (they begin {data[:12]!r})")
+    if found not in FORMATS:
+        raise Rejected(Reason.FORMAT, f"{found} is not read; the formats are {', '.join(FORMATS)}")
+    if why := cut_short(found, data):
+        raise Rejected(Reason.VIDEO, f"{found} {why}")
+    return found
 
 
 @contextmanager

@@ -121,6 +121,11 @@ class _Watched:
             yield audio.decode(data)
 
     @contextmanager
+    def track(self, data: bytes) -> Generator[Sound | None]:
+        with self._watchdog.work(f"the sound track of a video of {len(data):,} bytes"):
+            yield video.track(data)
+
+    @contextmanager
     def frames(self, data: bytes, num_frames: int) -> Generator[tuple[np.ndarray, float]]:
         # One at a time: a few of them in full size would fill the memory that all are watched for.
         with self._one_large, self._watchdog.work(f"a video of {len(data):,} bytes"):

@@ -43,7 +43,7 @@ COMPUTED = {
 
 def columns_of(encoder: Encoder) -> tuple[str, ...]:
     """The payloads that `encode_chunk` looks at, for this encoder: others need not be read. All texts are judged."""
-    seen = {**dict.fromkeys(encoder.modalities, True), "video": encoder.num_frames > 0}
+    seen = {**dict.fromkeys(encoder.modalities, True), "video": encoder.num_frames > 0 or "audio" in encoder.modalities}
     return ("text", "json", "cls", *(m for m in ("image", "audio", "video") if seen.get(m)))
 
 
@@ -128,6 +128,9 @@ class _DecodedAhead:
     def sound(self, data: bytes) -> AbstractContextManager[Sound]:
         return self.other.sound(data)
 
+    def track(self, data: bytes) -> AbstractContextManager[Sound | None]:
+        return self.other.track(data)
+
     def frames(self, data: bytes, num_frames: int) -> AbstractContextManager[tuple[np.ndarray, float]]:
         return self.other.frames(data, num_frames)
 
@@ -169,10 +172,11 @@ def _prepare(
             about.update({field: COMPUTED[field](picture) for field in fields if field in COMPUTED})
             about["image_offset"], about["image_bytes"] = sample["image_offset"], len(sample["image"])
             parts["image"] = encoder.preprocess(picture)
-    if "audio" in encoder.modalities and sample["audio"] is not None:
-        with decoder.sound(sample["audio"]) as sound:
-            check_wanted(filters.length(sound.seconds))
-            parts["audio"] = encoder.listen(sound)
+    if "audio" in encoder.modalities and (heard := _heard(sample, decoder)) is not None:
+        with heard as sound:
+            if sound is not None:
+                check_wanted(filters.length(sound.seconds))
+                parts["audio"] = encoder.listen(sound)
     if encoder.num_frames and sample["video"] is not None:
         with decoder.frames(sample["video"], encoder.num_frames) as (frames, seconds):
             height, width = frames.shape[1:3]
@@ -184,6 +188,13 @@ def _prepare(
         wanted = " or ".join(encoder.modalities)
         raise Rejected(Reason.MISSING_MEMBER, f"the sample has no {wanted}, which is what the encoder takes")
     return _Sample(about, sample["offset"], parts)
+
+
+def _heard(sample: dict[str, Any], decoder: Decoder) -> AbstractContextManager[Sound | None] | None:
+    """The sample's sound, or else the sound track of its video."""
+    if sample["audio"] is not None:
+        return decoder.sound(sample["audio"])
+    return None if sample["video"] is None else decoder.track(sample["video"])
 
 
 def _as_text(value: Any) -> str | None:

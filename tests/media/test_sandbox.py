@@ -145,6 +145,20 @@ def test_a_child_has_no_credentials_and_few_files_and_ends_with_its_sandbox(monk
     assert not process.exists()
 
 
+def test_sound_tracks_are_those_of_decode_too() -> None:
+    tone = np.sin(np.arange(16_000) / 9).astype(np.float32)
+    with Sandbox() as child:
+        for data in (videos.video("mp4", 24, sound=tone), videos.video("mp4", 24)):
+            with child.track(data) as found:
+                wanted = video.track(data)
+                assert (found is None) == (wanted is None)
+                assert not (found and wanted) or found.rate == wanted.rate
+                assert not (found and wanted) or np.array_equal(found.samples, wanted.samples)
+        with pytest.raises(Rejected, match="no video"):
+            child.track(b"no video at all, and that is all")
+        picture(child, GOOD)
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
@@ -153,6 +167,8 @@ def test_a_child_has_no_credentials_and_few_files_and_ends_with_its_sandbox(monk
         (b"P", b'{"shape": [2, 2, 4], "number": 0}'),
         (b"S", b'{"shape": [8, 1], "number": 0}'),
         (b"S", b'{"shape": [99999999999, 1], "number": 8000}'),
+        (b"S", b'{"shape": [0, 1], "number": 1}'),
+        (b"T", b'{"shape": [0, 2], "number": 1}'),
         (b"V", b'{"shape": [3, 2, 2, 3], "number": 0}'),
         (b"V", b'{"shape": [4, 99999, 99999, 3], "number": 0}'),
         (b"V", b'{"shape": [4, 4294967296, 4294967296, 3], "number": 0}'),
@@ -170,4 +186,5 @@ def test_an_answer_that_no_child_of_ours_gives_is_not_believed(kind: bytes, line
 def test_the_answers_of_our_children_are_believed() -> None:
     assert sandbox._told(b"P", b'{"shape": [2, 5, 3], "number": 0}\n', 0) == ((2, 5, 3), 0)
     assert sandbox._told(b"S", b'{"shape": [8, 2], "number": 8000}\n', 0) == ((8, 2), 8000)
+    assert sandbox._told(b"T", b'{"shape": [0, 1], "number": 1}\n', 0) == ((0, 1), 1)
     assert sandbox._told(b"V", b'{"shape": [4, 2, 5, 3], "number": 0}\n', 4) == ((4, 2, 5, 3), 0)

@@ -18,7 +18,7 @@ from videos import CODECS, grey, video
 from mmstream.errors import Reason, Rejected
 from mmstream.media import audio
 from mmstream.media.filters import Filters
-from mmstream.media.video import Clip, clean, collate, decode, sniff, transform
+from mmstream.media.video import Clip, clean, collate, decode, sniff, track, transform
 
 TONE = (0.3 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)).astype(np.float32)
 
@@ -93,6 +93,11 @@ def test_the_sound_track_is_a_sound(kind: str):
     cleaned = clean(decode(data, with_sound=True))
     assert cleaned.sound is not None and np.array_equal(cleaned.sound.samples[:, 0], mono)
     assert decode(video(kind), with_sound=True).sound is None
+    alone = track(data)
+    assert alone is not None and alone.rate == sound.rate and np.array_equal(alone.samples, sound.samples)
+    assert track(video(kind)) is None
+    with pytest.raises(Rejected, match="no video"):
+        track(b"no video at all, and that is all")
 
 
 def test_a_gif_shows_each_frame_for_its_own_time():

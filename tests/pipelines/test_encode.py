@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sounds import encoded, tones
 from tars import make_tar
 from videos import video
 
 from mmstream.encoders.base import Tokens
 from mmstream.encoders.build import load_encoder
 from mmstream.encoders.fake import FakeEncoder
+from mmstream.media.audio import Sound
+from mmstream.media.decoding import Direct
 from mmstream.media.duplicates import NEAR, hamming
 from mmstream.media.filters import Filters
+from mmstream.media.sandbox import Sandbox
 from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.source import ShardTask, from_row, read_rows
 from mmstream.shards.group import PAYLOADS
@@ -80,6 +84,45 @@ def test_a_video_is_filtered_by_its_length_and_by_the_size_of_its_frames(tmp_pat
             kept.append(rows["key"].to_pylist())
             assert set(rejects["reason"].to_pylist()) <= {"filtered"}
     assert kept == [["24", "48"], ["48"], []]
+
+
+class Listener(FakeEncoder):
+    """Hears how loud a sound is, and reads words."""
+
+    modalities = ("audio", "text")
+
+    def listen(self, sound: Sound) -> np.ndarray:
+        loud = np.abs(sound.samples).max() > 0.2
+        return np.array([1, 0, 0, 0] if loud else [0, 1, 0, 0], np.float32)
+
+    def _audio_batch(self, sounds: list[np.ndarray]) -> np.ndarray:
+        return np.stack(sounds)
+
+
+def test_the_sound_track_of_a_video_is_heard_where_there_is_no_other_sound(tmp_path: Path) -> None:
+    loud, quiet = tones(channels=1)[:, 0], 0.01 * tones(channels=1)
+    files = [
+        ("a.mp4", video("mp4", 24, sound=loud)),
+        ("b.mp4", video("mp4", 24, sound=loud)), ("b.wav", encoded("wav", quiet)),
+        ("c.mp4", video("mp4", 24)), ("c.txt", b"a silent one"),
+        ("d.mp4", video("mp4", 24)),
+        ("e.mp4", video("mp4", 24, sound=loud)[:-400]),
+    ]  # fmt: skip
+    tar = make_tar(files)
+    (tmp_path / "a.tar").write_bytes(tar)
+    encoder = Listener("fake:4")
+    assert columns_of(encoder) == ("text", "json", "cls", "audio", "video")
+    task = ShardTask(0, str(tmp_path / "a.tar"), len(tar), "")
+    info, samples = from_row(next(iter(read_rows(task, columns_of(encoder)))))
+    made = []
+    with ThreadPoolExecutor(2) as pool, Sandbox() as sandbox:
+        for decoder in (Direct(), sandbox):
+            made.append(encode_chunk(info, samples, encoder, (), pool=pool, watch=Stopwatch(), decoder=decoder))
+    assert made[0] == made[1]
+    rows, rejects = made[0]
+    assert rows["key"].to_pylist() == ["a", "b", "c"]
+    assert [v and v.index(1) for v in rows["audio_embedding"].to_pylist()] == [0, 1, None]
+    assert [(r["key"], r["reason"]) for r in rejects.to_pylist()] == [("d", "missing_member"), ("e", "video")]
 
 
 def test_what_an_encoder_does_not_take_is_not_read_and_changes_nothing(tmp_path: Path) -> None:
