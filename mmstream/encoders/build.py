@@ -7,10 +7,10 @@ from mmstream.errors import UsageError
 
 FAMILIES = (
     "hf:<id, folder or URL>, open_clip:<architecture>/<tag, folder or file>, timm:<name>[/folder or file], "
-    "words:<file or folder>, run:<folder or URL of a run>, fake:<dimension>, "
+    "words:<file or folder>, voice:<file>, run:<folder or URL of a run>, fake:<dimension>, "
     "frames:<number>:<any of them, for videos>, fused:<any of them, for pictures on a GPU>"
 )
-NAMES = ("hf", "open_clip", "timm", "words", "run", "fake", "frames", "fused")
+NAMES = ("hf", "open_clip", "timm", "words", "voice", "run", "fake", "frames", "fused")
 DEFAULT_SPEC = "hf:openai/clip-vit-base-patch32"
 
 
@@ -50,6 +50,10 @@ def _of_family(spec: str) -> Encoder:
             from mmstream.encoders.words import WordsEncoder
 
             return WordsEncoder(spec)
+        case "voice":
+            from mmstream.encoders.voice import VoiceEncoder
+
+            return VoiceEncoder(spec)
         case "run":
             from mmstream.encoders.trained import TrainedEncoder
 

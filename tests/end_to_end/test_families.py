@@ -59,6 +59,11 @@ def test_speech_is_embedded_by_an_encoder_that_hears(shared: Path, tmp_path: Pat
     checked(shared / "data/spoken_digits/00000.tar", spec, tmp_path, ["audio"])
 
 
+def test_speech_is_embedded_by_the_real_voice_encoder(shared: Path, tmp_path: Path) -> None:
+    spec = f"voice:{shared / 'models/voice_encoder.safetensors'}"
+    checked(shared / "data/spoken_digits/00000.tar", spec, tmp_path, ["audio"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("save", "modalities"),
