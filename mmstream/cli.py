@@ -469,6 +469,7 @@ def search(
 def bench_encode(
     model: Model = None,
     random: Annotated[str | None, typer.Option(help="A published size with random weights, as ViT-B/32.")] = None,
+    of: Annotated[str | None, typer.Option(help="image, text or audio; the first that the model gives.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     decode: Annotated[str, typer.Option(help="cpu, or device: decode and resize on the GPU.")] = "cpu",
     batch: Annotated[int | None, typer.Option(help="Rows of a micro-batch.", min=1)] = None,
@@ -476,12 +477,11 @@ def bench_encode(
     size: Annotated[int, typer.Option(help="Edge of the made JPEGs, in pixels.", min=16)] = 256,
     threads: Annotated[int | None, typer.Option(help="That decode; all cores by default.", min=1)] = None,
 ) -> Any:
-    """How fast an encoder makes vectors of compressed pictures, and what its device waits for."""
+    """How fast an encoder makes vectors of compressed pictures, texts or sounds, and what its device waits for."""
     from mmstream.bench.encode import bench_encode
 
-    return bench_encode(
-        model, random=random, device=device, decode=decode, batch=batch, seconds=seconds, size=size, threads=threads
-    )
+    measured = {"device": device, "decode": decode, "batch": batch, "seconds": seconds, "size": size}
+    return bench_encode(model, random=random, of=of, threads=threads, **measured)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,11 +1,14 @@
-"""How fast an encoder makes vectors of compressed pictures, and what it waits for; one JSON.
+"""How fast an encoder makes vectors of compressed pictures, of texts or of sounds, and what it waits for; one JSON.
 
     mmstream bench encode --random ViT-B/32 --json
+    mmstream bench encode --model hf:sentence-transformers/all-MiniLM-L6-v2
+    python -m mmstream.bench.encode --random ViT-B/32 --json
     python -m mmstream.bench.encode --random ViT-B/32 --json
 
 Three speeds are measured in rounds that take turns, the best round of each counts: the model alone on tensors that lie
-on its device, preprocessing alone (bytes → pixels, on threads), and both together from bytes to vectors as `embed` does
-it. The second command needs neither Ray nor the libraries of the command line: torch, transformers or timm, Pillow.
+on its device, preprocessing alone (bytes → pixels or features, on threads; texts → tokens), and both together from
+bytes to vectors as `embed` does it. The last command needs neither Ray nor the libraries of the command line: torch,
+transformers or timm, Pillow.
 """
 
 from __future__ import annotations
@@ -23,30 +26,32 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mmstream.bench.encode_run import DeviceRun, Run
+from mmstream.bench.list_runs import SOUND_SECONDS, TEXT_WORDS, ListRun, sound_run, sounds, text_run, texts
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.base import Encoder
 from mmstream.errors import MmstreamError, UsageError
 
 ROUNDS = 3
-NUM_PICTURES = 64
+NUM_MADE = 64  # different pictures, texts or sounds
 TARGET = 0.9
 _LIBRARIES = ("torch", "transformers", "timm", "torchvision", "pillow", "simplejpeg")
 
 
 @dataclass(frozen=True)
 class EncodeBench:
-    """Speeds are pictures per second. `limit` is the slower of `model_only` and `preprocess_only`, `measured` is
-    `end_to_end`, `ratio` is measured / limit."""
+    """Speeds are of what `of` names, per second. `limit` is the slower of `model_only` and `preprocess_only`,
+    `measured` is `end_to_end`, `ratio` is measured / limit."""
 
     model: str
+    of: str  # image, text or audio
     device: str
     dtype: str
     micro_batch: int
     decode: str  # cpu, or what decodes and resizes on the device
     threads: int
     cores: int
-    size: int
-    jpeg_bytes: int
+    size: int  # edge of the made pictures in pixels, words of the texts, seconds of the sounds
+    bytes_each: int
     model_only: float
     preprocess_only: float
     end_to_end: float
@@ -71,9 +76,14 @@ class EncodeBench:
         )
         verdict = "" if self.ratio >= TARGET else f", the target is {TARGET}"
         waits = f"{100 * self.device_waits:.0f} %" + (f", for {self.waits_for}" if self.waits_for else "")
+        made = {
+            "image": f"JPEG, {self.size} × {self.size}, {self.bytes_each:,} bytes on average",
+            "text": f"of {self.size} words",
+            "audio": f"WAV, {self.size} s, {self.bytes_each:,} bytes",
+        }
         rows = [
             ("model", f"{self.model} on {self.device}, {self.dtype}, micro-batches of {self.micro_batch}"),
-            ("pictures", f"JPEG, {self.size} × {self.size}, {self.jpeg_bytes:,} bytes on average"),
+            ({"image": "pictures", "text": "texts", "audio": "sounds"}[self.of], made[self.of]),
             ("model only", f"{self.model_only:,.1f} per second"),
             ("preprocessing only", f"{self.preprocess_only:,.1f} per second on {self.threads} threads"),
             ("end to end", f"{self.end_to_end:,.1f} per second, {self.ratio:.2f} of the slower of the two{verdict}"),
@@ -88,6 +98,7 @@ def bench_encode(
     model: str | None = None,
     *,
     random: str | None = None,
+    of: str | None = None,
     device: str = "auto",
     decode: str = "cpu",
     batch: int | None = None,
@@ -97,8 +108,9 @@ def bench_encode(
 ) -> EncodeBench:
     """
     Args:
-        model: a model spec that gives image vectors; or
-        random: a published size, with random weights (`bench.random_weights`).
+        model: a model spec; or
+        random: a published size of a model of pictures, with random weights (`bench.random_weights`).
+        of: image, text or audio; the first of them that the model gives.
         device: auto, cpu or cuda.
         decode: cpu, as `embed` does it; or device, where compressed pictures are decoded and resized.
         batch: rows of a micro-batch, where not the encoder's own.
@@ -115,9 +127,10 @@ def bench_encode(
         raise UsageError(f"--decode {decode}: give cpu or device.")
     encoder = _encoder(model, random, device, threads)
     encoder.micro_batch = batch or encoder.micro_batch
-    pictures = jpegs(NUM_PICTURES, size)
+    of = of or next(m for m in ("image", "text", "audio") if m in encoder.modalities)
+    encoder.needs(of)
     with ThreadPoolExecutor(threads, "decode") as pool:
-        run = (DeviceRun if decode == "device" else Run)(encoder, pictures, pool)
+        run, size, bytes_each = _run(of, encoder, pool, decode, size)
         run.model_only(0)  # everything is loaded and warm
         startup = time.perf_counter() - start
         best, stages = _best_rounds(run, seconds / (3 * ROUNDS))
@@ -125,6 +138,7 @@ def bench_encode(
     waits = max(0.0, 1 - best["end_to_end"] / best["model_only"])
     return EncodeBench(
         model=encoder.spec,
+        of=of,
         device=encoder.device,
         dtype=encoder.dtype,
         micro_batch=encoder.micro_batch,
@@ -132,7 +146,7 @@ def bench_encode(
         threads=threads,
         cores=cores(),
         size=size,
-        jpeg_bytes=sum(map(len, pictures)) // len(pictures),
+        bytes_each=bytes_each,
         **{name: round(speed, 2) for name, speed in best.items()},
         limit=round(limit, 2),
         measured=round(best["end_to_end"], 2),
@@ -148,7 +162,22 @@ def bench_encode(
     )
 
 
-def _best_rounds(run: Run, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+def _run(of: str, encoder: Encoder, pool: ThreadPoolExecutor, decode: str, size: int) -> tuple[Run | ListRun, int, int]:
+    """The measurements, and the size and mean bytes of what they take."""
+    if of == "image":
+        pictures = jpegs(NUM_MADE, size)
+        run = (DeviceRun if decode == "device" else Run)(encoder, pictures, pool)
+        return run, size, sum(map(len, pictures)) // len(pictures)
+    if decode == "device":
+        raise UsageError("--decode device: only pictures are decoded on a device.")
+    if of == "text":
+        return text_run(encoder, made := texts(NUM_MADE)), TEXT_WORDS, sum(map(len, made)) // NUM_MADE
+    if of == "audio":
+        return sound_run(encoder, made := sounds(NUM_MADE), pool), SOUND_SECONDS, len(made[0])
+    raise UsageError(f"--of {of}: give image, text or audio.")
+
+
+def _best_rounds(run: Run | ListRun, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """The best speed of each measurement, and the stages of the best end-to-end round."""
     measurements: dict[str, Callable[[float], float]] = {
         "model_only": run.model_only,
@@ -186,7 +215,6 @@ def _encoder(model: str | None, random: str | None, device: str, threads: int) -
         from mmstream.encoders.build import load_encoder
 
         encoder = load_encoder(str(model))
-    encoder.needs("image")
     return encoder
 
 
@@ -219,6 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mmstream.bench.encode", description="Speed of an encoder.")
     parser.add_argument("--model", help="a model spec")
     parser.add_argument("--random", help="a published size with random weights, as ViT-B/32")
+    parser.add_argument("--of", choices=("image", "text", "audio"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--decode", default="cpu", choices=("cpu", "device"))
     parser.add_argument("--batch", type=int)

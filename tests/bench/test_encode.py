@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import save_bert, save_clap
 
 from mmstream.bench.encode import EncodeBench, bench_encode
+from mmstream.bench.list_runs import sounds, texts
 from mmstream.bench.pictures import jpegs
 from mmstream.encoders.fake import FakeEncoder
 from mmstream.errors import UsageError
+from mmstream.media import audio
 from mmstream.media.image import decode
 
 ABSENT = [
@@ -97,7 +100,29 @@ def test_the_devices_way_is_measured_too_and_named() -> None:
     assert report.measured == report.end_to_end > 0
 
 
+def test_texts_and_sounds_are_measured_too(tmp_path: Path) -> None:
+    words = bench_encode(f"hf:{save_bert(tmp_path / 'bert')}", seconds=0, threads=2)
+    assert (words.of, words.size, words.device_bytes) == ("text", 16, None)
+    assert words.ratio > 0 and set(words.stages) == {"decode", "model"} and "texts" in str(words)
+    clap = f"hf:{save_clap(tmp_path / 'clap', fused=False)}"
+    heard = bench_encode(clap, of="audio", batch=2, seconds=0, threads=2)
+    assert (heard.of, heard.size, heard.bytes_each) == ("audio", 5, 44 + 2 * 16_000 * 5)
+    assert heard.preprocess_only > 0 and heard.limit == min(heard.model_only, heard.preprocess_only)
+    assert bench_encode("fake:4", of="text", seconds=0).of == "text"
+
+
+def test_made_texts_and_sounds_are_the_same_every_time() -> None:
+    assert texts(3) == texts(3) and len(set(texts(3))) == 3 and len(texts(1)[0].split()) == 16
+    made = sounds(2, 0.5)
+    assert made == sounds(2, 0.5) and made[0] != made[1]
+    assert audio.decode(made[0]).samples.shape == (8_000, 1)
+
+
 def test_what_cannot_be_measured_is_said() -> None:
+    with pytest.raises(UsageError, match="gives image and text vectors, not audio"):
+        bench_encode("fake:4", of="audio")
+    with pytest.raises(UsageError, match="only pictures are decoded on a device"):
+        bench_encode("fake:4", of="text", decode="device")
     with pytest.raises(UsageError, match="--model SPEC, or --random SIZE"):
         bench_encode()
     with pytest.raises(UsageError, match="ViT-B/32"):
