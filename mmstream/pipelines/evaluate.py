@@ -22,7 +22,7 @@ from mmstream.errors import UsageError
 from mmstream.metrics import retrieval
 from mmstream.pipelines.contain import Containment, containment
 from mmstream.pipelines.embed import encode_stage, load_on_worker, tables_of
-from mmstream.pipelines.encode import encode_chunk
+from mmstream.pipelines.encode import columns_of, encode_chunk
 from mmstream.pipelines.frozen import limited
 from mmstream.pipelines.read import chunk_dataset, shard_tasks
 from mmstream.pipelines.resources import encode_shares, our_errors, start_ray, streaming_context
@@ -169,7 +169,8 @@ def _encoded(spec: str, source: str | Sequence[str], limit: int | None) -> tuple
         Progress("eval", None, "pairs", rate_of="encoded") as progress,
     ):
         settings = (encoder.spec, encoder.fingerprint, shares.encoder_threads, contained)
-        chunks = encode_stage(chunk_dataset(shard_tasks(catalog), shares), _Vectors, settings, shares)
+        dataset = chunk_dataset(shard_tasks(catalog), shares, columns_of(encoder))
+        chunks = encode_stage(dataset, _Vectors, settings, shares)
         for row in tables_of(chunks):
             tables.append(
                 pa.table({n: row[n].combine_chunks().flatten() for n in ("image_embedding", "text_embedding", FITS)})

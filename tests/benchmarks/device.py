@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import torch
 
 from mmstream.bench.pictures import jpegs
 from mmstream.bench.random_weights import RandomPictures
-from mmstream.encoders.device_pictures import BatchDecoder, nvimagecodec
+from mmstream.encoders.device_pictures import GROUP, BatchDecoder, jpeg_decoder, nvimagecodec
 from mmstream.encoders.resample import normalized, on_canvas
 from mmstream.media.image import decode
 
@@ -133,6 +134,37 @@ def models(encoder: RandomPictures, rows: int, seconds: float) -> None:
             print(f"| {name}, {rows} rows | {speed(run, rows, seconds):,.0f} | {cosine:.5f} |", flush=True)
 
 
+def together(encoder: RandomPictures, batch: list[bytes], seconds: float) -> None:
+    """What decoder and model reach beside each other, the model on the default stream, as it is, and on its own."""
+    decoder = jpeg_decoder(encoder.on)
+    if decoder is None:
+        print("\nwithout a GPU and nvImageCodec nothing decodes beside the model")
+        return
+    shapes, over = shapes_of(batch), threading.Event()
+    images = torch.randn(encoder.micro_batch, 3, 224, 224, device=encoder.on)
+
+    def decode_on() -> float:
+        start, num = time.perf_counter(), 0
+        while not over.is_set():
+            decoder(batch, shapes)
+            num += len(batch)
+        return num / (time.perf_counter() - start)
+
+    print("\n| beside each other, the model on | decoded per second | encoded per second |\n|---|---|---|")
+    for name, stream in (
+        ("the default stream", torch.cuda.default_stream()),
+        ("a stream of its own", torch.cuda.Stream()),
+    ):
+        over.clear()
+        with ThreadPoolExecutor(1) as pool, torch.cuda.stream(stream):
+            encoder._recorded = None
+            encoder.fetch(encoder.forward_images(images))
+            decoding = pool.submit(decode_on)
+            found = speed(lambda: encoder.fetch(encoder.forward_images(images)), len(images), seconds)
+            over.set()
+        print(f"| {name} | {decoding.result():,.0f} | {found:,.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Steps of the device's way with pictures, each alone.")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
@@ -148,6 +180,7 @@ def main() -> None:
     decoders(encoder.on, batch, real, options.seconds)
     resizes(encoder, batch, options.seconds)
     models(encoder, options.rows, options.seconds)
+    together(encoder, batch[:GROUP], options.seconds)
 
 
 if __name__ == "__main__":
