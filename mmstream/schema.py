@@ -144,11 +144,13 @@ class StoredObject(Record):
 
 
 class Damage(Record):
-    """Where a shard broke. What was complete before `offset` is committed, one reject row stands for the rest."""
+    """Where a shard broke. What was complete before `offset` is committed, one reject row stands for the rest.
+    `unpacked_bytes` are all that a compressed shard holds, of which `offset` is one."""
 
     reason: str
     offset: int
     detail: str
+    unpacked_bytes: int | None = None
 
 
 class ChunkRecord(Sealed):

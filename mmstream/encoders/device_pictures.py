@@ -9,7 +9,8 @@ decoders agree: no pixel differs by more than 1 of 255.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +21,6 @@ from mmstream.encoders.nvimagecodec import NvImageCodec
 from mmstream.encoders.preprocessing import Preprocessing
 from mmstream.encoders.resample import ALGORITHMS, canvas_of, normalized, on_canvas
 from mmstream.errors import UsageError
-from mmstream.media import image
 from mmstream.media.image import Picture
 
 # JPEGs and their (height, width) → uint8 [3, height, width] each on a device, None for what it cannot read.
@@ -29,8 +29,10 @@ GROUP = 128  # pictures that are decoded at once: two groups are decoded while o
 RESIZE = "matmul/1"  # its name in a fingerprint
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what nvJPEG reads
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
-_CANVAS_PIXELS = 1 << 26  # of one step on the device, which holds 27 bytes for each
-_LARGE_PIXELS = 1 << 22  # of a picture that is resized at once: few may lie on the device as they are
+_CANVAS_PIXELS = 1 << 26  # of one step on the device, weights counted in, which holds about 27 bytes for each
+_LARGE_PIXELS = 1 << 21  # of a picture that is resized at once: few may lie on the device as they are
+_MOST_PIXELS, _LONGEST = 1 << 24, 1 << 13  # of a picture, and of its edge, that is resized there and not by Pillow
+_MOST_BYTES = 1 << 28  # of pixels that are decoded at once
 _APP1, _APP14, _SOS = 0xE1, 0xEE, 0xDA
 
 
@@ -80,6 +82,8 @@ class DevicePictures:
             for values in (preprocessing.mean, preprocessing.std)
         )
         self._normalized = torch.compile(normalized, dynamic=True) if compiled else normalized
+        self._one_large = threading.Lock()
+        self._crop = max(preprocessing.crop or (0, 0))
 
     def decode(self, pictures: Sequence[bytes]) -> list[OnDevice | None]:
         """Those that the device decodes; None for what takes the CPU codec."""
@@ -87,18 +91,32 @@ class DevicePictures:
         if self._decoder is None:
             return found
         shapes = {i: shape for i, data in enumerate(pictures) if (shape := plain_jpeg(data))}
-        if shapes:
-            decoded = self._decoder([pictures[i] for i in shapes], list(shapes.values()))
-            for i, pixels in zip(shapes, decoded, strict=True):
+        for part in _of_few_bytes(shapes):
+            try:
+                decoded = self._decoder([pictures[i] for i in part], [shapes[i] for i in part])
+            except (OSError, torch.OutOfMemoryError):
+                continue  # the CPU codec has less to do with others' memory
+            for i, pixels in zip(part, decoded, strict=True):
                 if pixels is not None:  # else the CPU codec knows why
                     found[i] = OnDevice(pixels, pictures[i])
         return found
 
     def taken(self, picture: Picture | OnDevice) -> torch.Tensor:
-        """One of what `fitted` takes: uint8 [3, height, width] on the device; a large one is fitted at once."""
+        """One of what `fitted` takes: uint8 [3, height, width] on the device; float32 of the model's size where the
+        picture is a large one or the device is a CPU, whose memory is the worker's.
+
+        Which resize a picture has depends on its size alone: a very large or long one has Pillow's.
+        """
+        height, width = picture.height, picture.width
+        if height * width > _MOST_PIXELS or max(height, width) > _LONGEST:
+            pixels = self._wanted.pixels(Picture(picture.rgb, width, height, picture.data))
+            return self._wanted.normalized(torch.tensor(pixels, device=self._device)[None])[0]
         is_there = isinstance(picture, OnDevice)
         pixels = picture.pixels if is_there else torch.tensor(picture.rgb, device=self._device).permute(2, 0, 1)
-        return pixels if picture.width * picture.height <= _LARGE_PIXELS else self.fitted([pixels])[0]
+        if height * width <= _LARGE_PIXELS:
+            return pixels if self._device.type == "cuda" else self.fitted([pixels])[0]
+        with self._one_large:
+            return self.fitted([pixels])[0]
 
     @torch.inference_mode()
     def fitted(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -106,7 +124,7 @@ class DevicePictures:
         ready = [i for i, p in enumerate(pictures) if p.is_floating_point()]
         raw = [i for i, p in enumerate(pictures) if not p.is_floating_point()]
         shapes = [(pictures[i].shape[1], pictures[i].shape[2]) for i in raw]
-        groups = [[raw[i] for i in group] for group in by_size(shapes, _CANVAS_PIXELS)]
+        groups = [[raw[i] for i in group] for group in by_size(shapes, _CANVAS_PIXELS, self._crop)]
         parts = [self._as_taken([pictures[i] for i in group]) for group in groups]
         if ready:
             parts.append(torch.stack([pictures[i] for i in ready]))
@@ -120,14 +138,29 @@ class DevicePictures:
         return self._normalized(canvas, down, across, self._wanted.scale, self._mean, self._std)
 
 
-def by_size(shapes: Sequence[tuple[int, int]], most: int) -> list[list[int]]:
-    """Indices of pictures, (height, width) each, in groups whose common canvas has at most `most` pixels in all: one
-    large picture must not make the canvas of all others as large. Where one group will do, in their own order."""
+def _of_few_bytes(shapes: Mapping[int, tuple[int, int]]) -> Iterator[list[int]]:
+    """Pictures, (height, width) by number, in parts of at most `_MOST_BYTES`."""
+    part: list[int] = []
+    num_bytes = 0
+    for i, (height, width) in shapes.items():
+        if part and num_bytes + 3 * height * width > _MOST_BYTES:
+            yield part
+            part, num_bytes = [], 0
+        part.append(i)
+        num_bytes += 3 * height * width
+    if part:
+        yield part
+
+
+def by_size(shapes: Sequence[tuple[int, int]], most: int, crop: int = 0) -> list[list[int]]:
+    """Indices of pictures, (height, width) each, in groups whose common canvas has at most `most` pixels in all, with
+    the weights for `crop` rows and columns: one large picture must not make the canvas of all others as large. Where
+    one group will do, in their own order."""
     groups: list[list[int]] = []
     height = width = 0
     for i in sorted(range(len(shapes)), key=lambda i: shapes[i]):
         taller, wider = (max(a, b) for a, b in zip((height, width), canvas_of(*shapes[i]), strict=True))
-        if groups and (len(groups[-1]) + 1) * taller * wider <= most:
+        if groups and (len(groups[-1]) + 1) * (taller * wider + crop * (taller + wider)) <= most:
             groups[-1].append(i)
             height, width = taller, wider
         else:
@@ -150,15 +183,17 @@ def nvimagecodec(device: torch.device) -> BatchDecoder | None:
 
 
 def plain_jpeg(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that any decoder shows alike: grey or YCbCr of 8 bits, whole, of few enough pixels,
-    with nothing that might set it upright (EXIF, XMP) or name other colours (Adobe). None of what else there is."""
+    """(height, width) of a JPEG that any decoder shows alike: grey or YCbCr of 8 bits, whole, not very large, with
+    nothing that might set it upright (EXIF, XMP) or name other colours (Adobe). None of what else there is."""
     if not data.startswith(b"\xff\xd8\xff") or not data.endswith(b"\xff\xd9"):
         return None
-    at, size = 2, len(data)
+    at, size, shape = 2, len(data), None
     while at + 11 < size and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker in (_APP1, _APP14, _SOS):
+        if marker in (_APP1, _APP14):
             return None
+        if marker == _SOS:
+            return shape
         if marker in _ALONE or marker == 0xFF:
             at += 2 - (marker == 0xFF)
             continue
@@ -166,7 +201,9 @@ def plain_jpeg(data: bytes) -> tuple[int, int] | None:
             bits, components = data[at + 4], data[at + 9]
             height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
             is_rgb = components == 3 and data[at + 10] == ord("R")  # how libjpeg tells it where no Adobe marker does
-            is_plain = bits == 8 and components in (1, 3) and not is_rgb and 0 < height * width <= image.MAX_PIXELS
-            return (height, width) if is_plain else None
+            is_plain = bits == 8 and components in (1, 3) and not is_rgb and 0 < height * width <= _MOST_PIXELS
+            if shape or not is_plain or max(height, width) > _LONGEST:
+                return None
+            shape = (height, width)
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

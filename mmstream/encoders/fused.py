@@ -2,7 +2,8 @@
 
 On a GPU with nvImageCodec a process decodes many times as many JPEGs as its cores would. The resize is another one than
 Pillow's (`encoders.resample`: the same filter, within a few of 255), so the fingerprint is another one, too; on a CPU
-it is done as well, so that what a GPU embedded is searched and continued anywhere.
+it is done as well, so that what a GPU embedded is searched and continued anywhere. Which codec decoded is not in it: a
+chunk that is done again on a CPU, or in a sandbox, may differ in the last digits of a vector.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class NvImageCodec:
             *(self._decoder, self._streams, self._images, num, c.byref(self._params), c.byref(future)),
         )
         try:
-            self._call("nvimgcodecFutureWaitForAll", future)
+            self._call("nvimgcodecFutureWaitForAll", future)  # whatever it says, nothing is under way any more
             self._call("nvimgcodecFutureGetProcessingStatus", future, found, c.byref(size))
         finally:
             self._call("nvimgcodecFutureDestroy", future)

@@ -7,6 +7,7 @@ batch before is at work, the model computes in bfloat16, channels last, and `fet
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class PictureModel(Encoder):
     _copies: Any = None  # the stream on which pixels go over
     _recorded: Recorded | None = None
     _records: bool = True
+    _turn = threading.Lock()  # of those who replay
 
     def settle(self, module: torch.nn.Module, *, rows: int = CPU_ROWS) -> None:
         """Takes `module` to where it computes, for inference: the GPU where there is one, else in micro-batches of
@@ -91,20 +93,22 @@ class PictureModel(Encoder):
 
     def forward_images(self, images: torch.Tensor) -> Any:
         """As `forward`, of normalised pictures [n, 3, height, width] on the device."""
-        with torch.inference_mode():
-            vectors = self._computed(images)
         if self.on.type != "cuda":
-            return vectors
-        # The way back is queued now: a copy that is asked for later would wait for the batch that was queued since.
-        pinned = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
-        pinned.copy_(vectors, non_blocking=True)
+            with torch.inference_mode():
+                return self._eager(images)
+        # The way back is queued now: a copy that is asked for later would wait for the batch that was queued since, and
+        # a record has one place for its result.
+        with self._turn, torch.inference_mode():
+            vectors = self._computed(images)
+            pinned = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+            pinned.copy_(vectors, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
         return pinned, done
 
     def _computed(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [n, d]; on a GPU a whole micro-batch is replayed from its record, and overwritten by the next one."""
-        if self.on.type != "cuda" or len(images) != self.micro_batch or not self._records:
+        """float32 [n, d]; a whole micro-batch is replayed from its record, and overwritten by the next one."""
+        if len(images) != self.micro_batch or not self._records:
             return self._eager(images)
         if self._recorded is None or self._recorded.shape != images.shape:
             try:

@@ -46,8 +46,8 @@ class Containment:
         mark = f"{self.run}/at-work/{info.epoch}/{info.shard}/{info.chunk}".encode()
         contained = f"{self.run}/contained/{info.shard}/{info.chunk}".encode()  # remembered for epochs to come
         deaths = int(internal_kv._internal_kv_get(mark) or 0)
-        if deaths >= MAX_DEATHS:
-            raise _poisonous(info, deaths)
+        if deaths >= MAX_DEATHS * (1 + self._is_another_to_blame()):
+            raise _poisonous(info, deaths, "although its pictures were decoded in a process of their own")
         in_sandbox = deaths > 0 or (info.epoch > 0 and internal_kv._internal_kv_exists(contained))
         internal_kv._internal_kv_put(mark, str(deaths + 1).encode())
         try:
@@ -60,6 +60,32 @@ class Containment:
                     yield decoder
         finally:
             internal_kv._internal_kv_del(mark)
+
+    @contextmanager
+    def writing(self, info: ChunkInfo) -> Generator[None]:
+        """Around the commit of a chunk, while the actor encodes others.
+
+        Raises:
+            MmstreamError: the commit has cost `MAX_DEATHS` actors.
+        """
+        mark = f"{self._marks_of_writing}{info.epoch}/{info.shard}/{info.chunk}".encode()
+        deaths = int(internal_kv._internal_kv_get(mark) or 0)
+        if deaths >= MAX_DEATHS:
+            raise _poisonous(info, deaths, "as it was written")
+        internal_kv._internal_kv_put(mark, str(deaths + 1).encode())
+        try:
+            yield
+        finally:
+            internal_kv._internal_kv_del(mark)
+
+    @property
+    def _marks_of_writing(self) -> str:
+        return f"{self.run}/writing/"
+
+    def _is_another_to_blame(self) -> bool:
+        """Whether the commit of some chunk has killed its actor: then those that were encoded beside it need not."""
+        marks = internal_kv._internal_kv_list(self._marks_of_writing.encode())
+        return any(int(internal_kv._internal_kv_get(mark) or 0) > 1 for mark in marks)
 
     @contextmanager
     def loading(self, spec: str) -> Generator[None]:
@@ -146,10 +172,10 @@ def _unless_large(data: bytes) -> Picture | None:
         return None
 
 
-def _poisonous(info: ChunkInfo, deaths: int) -> MmstreamError:
+def _poisonous(info: ChunkInfo, deaths: int, when: str) -> MmstreamError:
     rows = f"rows {info.first_row:,} to {info.first_row + info.num_samples - 1:,}"
     return MmstreamError(
-        f"{info.source_url}: {deaths} workers died of chunk {info.chunk} of shard {info.shard} ({rows}), although its "
-        "pictures were decoded in a process of their own. It is the model, the machine's memory or its GPU: see the "
+        f"{info.source_url}: {deaths} workers died of chunk {info.chunk} of shard {info.shard} ({rows}), {when}. "
+        "It is the model, the machine's memory or its GPU: see the "
         "workers' logs, then run the same command again; what is committed stays."
     )

@@ -49,7 +49,8 @@ class _Encode:
     """The encoder stage's actor: a chunk in, its commit out as one small row.
 
     `CALLS` threads of Ray call it. One thread encodes, chunk after chunk, so that the model has a single user and a
-    chunk that is marked as at work is the one that a crash is about; the callers write what it made.
+    chunk that is marked as at work is the one that a crash of a decoder is about; the callers write what it made, under
+    marks of their own.
     """
 
     spec: str
@@ -81,7 +82,7 @@ class _Encode:
         info, samples = from_row(row)
         watch = Stopwatch()
         result = self.turn.submit(self._encoded, info, samples, watch).result()
-        with self.writing:
+        with self.writing, self.contained.writing(info):
             record = commit_chunk(self.root, result, self.fingerprint, self.generations.get(info.shard, 0))
         had = [f for f in self.fields if result.rows[f].null_count < result.rows.num_rows]
         done = {"record": record.to_bytes().decode(), "bytes": info.read_bytes, "fields": json.dumps(had)}

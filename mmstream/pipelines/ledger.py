@@ -167,12 +167,13 @@ class Ledger:
         if shard.damage is None:
             self._whole.add(shard.num_samples, size)
             return
-        self._broken.add(shard.num_samples, shard.damage.offset)
+        before = shard.damage.offset
+        if shard.damage.unpacked_bytes:  # a place in what it holds → its share of what is stored
+            before = before * size // shard.damage.unpacked_bytes
+        self._broken.add(shard.num_samples, before)
         successes = known_successes(self._catalog["url"][shard.shard].as_py())
         known = None if successes is None else max(0, successes - shard.num_samples)
-        self._behind[shard.shard] = _Behind(
-            known, max(0, size - shard.damage.offset)
-        )  # of a compressed one the place is in what it holds
+        self._behind[shard.shard] = _Behind(known, size - before)
 
     @property
     def damaged(self) -> dict[int, int]:

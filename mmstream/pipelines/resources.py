@@ -154,7 +154,7 @@ def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int
         readers = max(2, min(3 * gpus, int(cpus) // 2))
         each = max(1, min(MAX_ON_A_GPU, physical // (gpus * 5)))
         encoders = min(gpus * each, num_tasks)
-        shares = Shares(readers, 0.5, encoders, 1.0, 1.0 / each, encoder_threads=threads or 4)
+        shares = Shares(readers, 0.5, encoders, 1.0, 1.0, encoder_threads=threads or 4)
     else:
         encoders = max(1, min(physical // (threads or 1), MAX_CPU_ENCODERS, num_tasks))
         readers = max(1, encoders // 4)
@@ -162,6 +162,9 @@ def shares_of(num_tasks: int, threads: int | None, *, cpus: float, physical: int
     while shares.cpus > cpus and shares.encoders > max(1, gpus):
         readers = shares.readers if gpus else 1
         shares = replace(shares, readers=readers, encoders=shares.encoders - 1)
+    if gpus:  # as many for each: Ray fills one GPU before it takes the next, and would leave the last ones idle
+        each = max(1, shares.encoders // gpus)
+        shares = replace(shares, encoders=min(shares.encoders, each * gpus), encoder_gpus=1.0 / each)
     if shares.cpus > cpus:
         actors = f"{counted(shares.readers, 'reader')}, {counted(shares.encoders, 'encoder')}"
         raise UsageError(
@@ -179,11 +182,13 @@ def streaming_context() -> Generator[None]:
     """
     context = ray.data.DataContext.get_current()
     names = ("target_max_block_size", "enable_progress_bars", "print_on_execution_start", "enable_auto_log_stats")
+    names += ("raise_original_map_exception",)  # else a worker's error arrives as a name and a text: `our_errors`
     before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
+    context.raise_original_map_exception = True
     try:
         yield
     finally:

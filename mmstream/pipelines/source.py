@@ -148,6 +148,8 @@ def chunks_of(
             if chunk.damage and chunk.damage.reason in _PASSING:
                 _check_unread(task, chunk.damage.detail)
             waited, so_far = reader.waited_seconds - so_far, reader.waited_seconds
+            if chunk.damage and isinstance(reader, CompressedReader):
+                chunk = replace(chunk, damage=chunk.damage.model_copy(update={"unpacked_bytes": reader.size}))
             yield replace(chunk, store_seconds=waited)
 
 

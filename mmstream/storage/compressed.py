@@ -23,13 +23,13 @@ from mmstream.storage.files import read_range
 from mmstream.storage.ranges import RangeReader
 
 SUFFIXES = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
-MOST_GROWTH, FREE_BYTES = 250, 64 << 20  # what is unpacked may be so many times what was read, and so much beside it
+MOST_GROWTH, FREE_BYTES = 1_100, 64 << 20  # gzip grows at most 1,032-fold: what is unpacked to what was read, and free
 _PIECE_BYTES = 256 << 10
 
 
 def compression_of(url: str) -> str | None:
     """gzip or zstd, by the end of the name; None for what is read as it is."""
-    name = os.path.basename(url).lower()  # noqa: PTH119
+    name = os.path.basename(url.partition("?")[0] if url.startswith(("http://", "https://")) else url).lower()  # noqa: PTH119
     return next((codec for suffix, codec in SUFFIXES.items() if name.endswith(suffix)), None)
 
 
@@ -68,6 +68,9 @@ class CompressedReader:
     Args:
         checked: unpack all of it first. Without, damage shows where it is reached, or not at all.
 
+    Attributes:
+        size: of what it holds, where that was checked.
+
     Raises (from the constructor, `read` and `skip`):
         Rejected: `compression`, where it is damaged, cut, or grows beyond all measure; and as `RangeReader`.
         UnreachableError: as `RangeReader`.
@@ -83,7 +86,7 @@ class CompressedReader:
         block_bytes: int | None = None,
         checked: bool = True,
     ) -> None:
-        self.url, self._codec = url, codec
+        self.url, self._codec, self.size, self._broken = url, codec, 0, None
         self._packed = RangeReader(url, bytes=bytes, etag=etag, block_bytes=block_bytes)
         try:
             if checked:
@@ -131,8 +134,14 @@ class CompressedReader:
 
     def _take(self, n: int) -> memoryview:
         """The next bytes, at most `n`; empty at the end."""
+        if self._broken:  # and never a quiet end
+            raise self._broken
         if self._at == len(self._piece):
-            self._piece, self._at = memoryview(next(self._pieces, b"")), 0
+            try:
+                self._piece, self._at = memoryview(next(self._pieces, b"")), 0
+            except Rejected as e:
+                self._broken = e
+                raise
         taken = self._piece[self._at : self._at + n]
         self._at += len(taken)
         self._position += len(taken)
@@ -141,7 +150,7 @@ class CompressedReader:
     def _restart(self) -> None:
         self._packed.rewind()
         self._pieces = self._unpacked(_File(self._packed.read))
-        self._piece, self._at, self._position = memoryview(b""), 0, 0
+        self._piece, self._at, self._position, self._broken = memoryview(b""), 0, 0, None
 
     def _check(self) -> None:
         """Twice, if need be: a bit that was flipped on the way is another bit the next time."""
@@ -154,8 +163,7 @@ class CompressedReader:
 
     def _unpack_all(self) -> None:
         blocks = _Joined(self._packed.blocks())
-        for _ in self._unpacked(_File(blocks.read)):
-            pass
+        self.size = sum(map(len, self._unpacked(_File(blocks.read))))
         blocks.drain()  # so that there is a sum of every block
 
     def _unpacked(self, file: _File) -> Iterator[bytes]:
@@ -165,7 +173,7 @@ class CompressedReader:
             while True:
                 try:
                     piece = stream.read(_PIECE_BYTES)
-                except (MmstreamError, Rejected):  # of the store
+                except (MmstreamError, Rejected, MemoryError):  # of the store; of this machine
                     raise
                 except (OSError, pa.ArrowException) as e:
                     detail = f"{self.url}: {str(e).splitlines()[0]}, behind {unpacked:,} unpacked bytes"

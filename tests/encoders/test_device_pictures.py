@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from io import BytesIO
@@ -139,15 +140,60 @@ def test_what_the_device_gives_up_is_left_to_the_cpus_codec() -> None:
     assert torch.equal(fitted(device, good), fitted(DevicePictures(wanted(), CPU, decoder=Turbo()), good))
 
 
-def test_a_large_picture_does_not_stay_on_the_device_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_resized_at_once_or_together_with_the_same_result() -> None:
+    """On a GPU small ones wait for their micro-batch as they are; on a CPU none does, nor does a large one."""
     pictures = [jpegs(1, size, seed=size)[0] for size in (80, 200, 64)]
     device = DevicePictures(wanted(), CPU, decoder=Turbo())
-    at_once = fitted(device, pictures)
-    monkeypatch.setattr(device_pictures, "_LARGE_PIXELS", 100 * 100)
-    taken = [device.taken(p) for p in device.decode(pictures) if p]
-    assert [tuple(t.shape) for t in taken] == [(3, 80, 80), (3, 64, 64), (3, 64, 64)]
-    assert [t.dtype for t in taken] == [torch.uint8, torch.float32, torch.uint8]
-    assert torch.equal(device.fitted(taken), at_once)
+    raw = [p.pixels for p in device.decode(pictures) if p]
+    at_once = [device.taken(p) for p in device.decode(pictures) if p]
+    assert [t.dtype for t in (*raw, *at_once)] == [torch.uint8] * 3 + [torch.float32] * 3
+    assert torch.allclose(device.fitted(raw), device.fitted(at_once), atol=0.02)  # a digit of 255, at most
+    assert torch.allclose(device.fitted([raw[0], at_once[1], raw[2]]), device.fitted(raw), atol=0.02)
+
+
+def test_a_strip_takes_little_memory_and_the_resize_of_pillow() -> None:
+    out = BytesIO()
+    Image.new("RGB", (1, 400_000), "red").save(out, "PNG")
+    picture, device = decode(out.getvalue()), DevicePictures(wanted(), CPU)
+    before = peak_bytes()
+    taken = device.taken(picture)
+    assert peak_bytes() - before < 64 << 20  # the weights alone would be 200 MiB, and as much again and again
+    assert torch.equal(taken, wanted().normalized(torch.tensor(wanted().pixels(picture))[None])[0])
+    Image.new("RGB", (9000, 1)).save(out := BytesIO(), "JPEG")
+    assert plain_jpeg(out.getvalue()) is None
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def test_a_group_is_decoded_in_parts_of_few_bytes_and_without_memory_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures, turbo = jpegs(5, 64), Turbo()
+    monkeypatch.setattr(device_pictures, "_MOST_BYTES", 2 * 3 * 64 * 64)
+    device = DevicePictures(wanted(), CPU, decoder=turbo)
+    assert all(device.decode(pictures)) and turbo.batches == [2, 2, 1]
+
+    def without_memory(_: list[bytes], __: list[tuple[int, int]]) -> list[torch.Tensor | None]:
+        raise torch.OutOfMemoryError("none is left")
+
+    assert DevicePictures(wanted(), CPU, decoder=without_memory).decode(pictures) == [None] * 5
+
+
+def test_what_stands_behind_the_size_is_seen_too() -> None:
+    plain = jpegs(1, 48)[0]
+    turned = with_exif(plain, 6)
+
+    def end_of_segment(marker: bytes, data: bytes) -> int:
+        return (at := data.index(marker)) + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+    start, end = turned.index(b"\xff\xe1"), end_of_segment(b"\xff\xe1", turned)
+    exif, rest = turned[start:end], turned[:start] + turned[end:]
+    behind = end_of_segment(b"\xff\xc0", rest)
+    moved = rest[:behind] + exif + rest[behind:]
+    assert Image.open(BytesIO(moved)).getexif()[0x0112] == 6
+    assert plain_jpeg(plain) and plain_jpeg(turned) is None and plain_jpeg(moved) is None
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,24 @@ def test_a_chunk_that_a_sandbox_does_not_help_ends_the_run_and_leaves_no_mark() 
         with pytest.raises(MmstreamError, match=r"00003.tar: 3 workers died of chunk 5 of shard 3 \(rows 2,560 to 3,0"):
             contained.chunk(chunk()).__enter__()
         assert len(internal_kv._internal_kv_list(contained.run)) == 2
+    assert internal_kv._internal_kv_list(contained.run) == []
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_commit_that_kills_its_worker_ends_the_run_and_no_chunk_beside_it_is_blamed() -> None:
+    beside = replace(chunk(), chunk=9)
+    with containment() as contained, ExitStack() as dead:
+        with contained.writing(chunk()):
+            pass
+        for deaths in range(MAX_DEATHS):  # each time while another chunk is encoded
+            dead.enter_context(contained.chunk(beside))
+            dead.enter_context(contained.writing(chunk()))
+            assert contained._is_another_to_blame() == (deaths > 0)
+        dead.enter_context(contained.chunk(beside))
+        with contained.chunk(chunk()):  # which is encoded without harm
+            pass
+        with pytest.raises(MmstreamError, match=r"3 workers died of chunk 5 of shard 3 .* as it was written"):
+            contained.writing(chunk()).__enter__()
     assert internal_kv._internal_kv_list(contained.run) == []
 
 

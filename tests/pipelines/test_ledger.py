@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -136,3 +137,24 @@ def test_the_error_budget_does_not_depend_on_which_shard_is_finished_first(tmp_p
     ledger.max_rejects = 0.05
     with pytest.raises(TooManyRejectsError, match="about 400 samples lie behind damage"):
         ledger.finish("here")
+
+
+def test_what_lies_behind_damage_in_a_compressed_shard_is_counted_as_in_a_plain_one(tmp_path: Path) -> None:
+    """A place in what it holds lies far behind its own size, where that is compressed well."""
+    damaged = []
+    for suffix, pack in ((".tar", bytes), (".tar.gz", gzip.compress)):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for i in range(4):
+            tar = bytearray(make_tar((f"{n:03}.txt", b"words " * 300) for n in range(100)))
+            if i:
+                tar[30 * 2560 + 150] ^= 0x55  # in the header of sample 30
+            (folder / f"{i}{suffix}").write_bytes(pack(bytes(tar)))
+        ledger = go_on(folder / "emb", build_catalog(str(folder / f"*{suffix}")))
+        assert ledger.num_samples == 100 + 3 * 30
+        damaged.append(ledger.damaged)
+        with pytest.raises(TooManyRejectsError, match=r"about 2\d\d samples lie behind damage"):
+            ledger.max_rejects = 0.05
+            ledger.finish("here")
+    for behind in damaged:
+        assert behind.keys() == {1, 2, 3} and all(65 <= n <= 72 for n in behind.values())

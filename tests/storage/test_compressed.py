@@ -103,13 +103,23 @@ def test_what_is_cut_or_flipped_anywhere_is_noticed_before_a_byte_is_read(pack, 
     assert not silent  # flips of a time or a name in gzip's header change nothing
 
 
-@pytest.mark.parametrize(("name", "pack"), [("a.tar.gz", gzip.compress), ("a.tar.zst", arrow_zstd)])
-def test_a_bomb_is_stopped(name: str, pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_stopped_and_zeros_in_gzip_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressed, "FREE_BYTES", 1 << 20)
-    url = written(tmp_path, name, pack(bytes(60 << 20)))
+    with open_reader(written(tmp_path, "a.tar.gz", gzip.compress(bytes(60 << 20)))) as reader:
+        assert reader.size == 60 << 20  # a member that is all zeros, 1,029-fold
+    url = written(tmp_path, "a.tar.zst", arrow_zstd(bytes(60 << 20)))
     with pytest.raises(Rejected, match="bytes grow to more than") as e:
         open_reader(url)
     assert e.value.reason == Reason.COMPRESSION
+
+
+def test_what_broke_off_stays_broken_and_never_looks_like_an_end(tmp_path: Path) -> None:
+    url = written(tmp_path, "a.tar.gz", PACKED["a.tar.gz"][:-100])
+    with CompressedReader(url, "gzip", checked=False) as reader:
+        for _ in range(3):
+            with pytest.raises(Rejected) as e:
+                reader.skip(1 << 40)
+            assert e.value.reason == Reason.COMPRESSION
 
 
 def test_an_empty_object_holds_nothing(tmp_path: Path) -> None:
