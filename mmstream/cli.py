@@ -284,7 +284,9 @@ def embed(
     src_dest: Annotated[list[str], typer.Argument(help="Sources, then the destination.", metavar="SRC… DEST")],
     model: Annotated[
         str,
-        typer.Option(help="Model spec: hf:, open_clip:, timm:, words:, run:, fake: or frames:, see the README."),
+        typer.Option(
+            help="Model spec: hf:, open_clip:, timm:, words:, voice:, run:, fake:, frames:, fused:; see the README."
+        ),
     ] = DEFAULT_MODEL,
     limit: Limit = None,
     max_rejects: Annotated[

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from mmstream.embeddings.absent import no_set
 from mmstream.embeddings.findings import Difference, Findings, Unchecked
 from mmstream.embeddings.shard_check import Terms, check_shard
 from mmstream.errors import ExitCode, RefusedError, UnreachableError, UsageError
@@ -196,7 +197,7 @@ class _Audit:
             elif not _OTHER.fullmatch(path) and len(self.unknown) < SHOWN_UNKNOWN:
                 self.unknown.append(file.url)
         if not (self.manifests or self.folded or self.begun):
-            raise UsageError(f"{self.root}: no embedding set is there. Make one with `mmstream embed SRC {self.root}`.")
+            raise no_set(self.root)
 
     def _manifest(self) -> Manifest | None:
         try:

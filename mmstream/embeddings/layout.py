@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from mmstream.embeddings.absent import no_set
 from mmstream.embeddings.listing import Generations, list_records
 from mmstream.errors import DifferencesError, Reason, RefusedError, UsageError
 from mmstream.schema import ChunkRecord, Manifest, Sealed, ShardRecord, Totals
@@ -126,7 +127,7 @@ def check_there(root: str, found: object) -> None:
             f"it takes up all that fit; where shards were appended, name the newest file of {join(root, 'catalog')} as "
             "its source, which keeps their numbers."
         )
-    raise UsageError(f"{root}: no embedding set is there. Make one with `mmstream embed SRC {root}`.")
+    raise no_set(root)
 
 
 def was_finished(root: str) -> bool:

@@ -183,7 +183,7 @@ class Encoder:
 
     def _lacks(self, modality: str) -> UsageError:
         gives = " and ".join(self.modalities)
-        return UsageError(f"{self.spec}: gives {gives} vectors, not {modality}. Choose another --model.")
+        return UsageError(f"{self.spec} gives {gives} vectors, not {modality}.")
 
     def _in_lists(self, rows: Sequence[Any] | np.ndarray, run: Callable[[list[Any]], np.ndarray]) -> np.ndarray:
         size, results = self.micro_batch, [np.zeros((0, self.dimension), np.float32)]

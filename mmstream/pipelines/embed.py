@@ -212,6 +212,11 @@ def embed(
     sources = named_sources(source)
     listed, stored = build_catalog(sources), open_set(dest, sources)
     encoder = load_encoder(model)
+    if encoder.spec.startswith("fused:") and encoder.group == 1:
+        warn(
+            f"{encoder.spec}: no GPU with nvImageCodec (the extra gpu) is on this machine. Where the workers have none "
+            "either, each picture is decoded and resized on the CPU, slower than without fused:."
+        )
     wanted = checked_filters(filters, encoder)
     asked = Asked(limited(listed, limit, stored.catalog if stored else None), encoder, tuple(fields), limit, wanted)
     opened = fitting(stored, asked)

@@ -175,8 +175,10 @@ class Index:
     ) -> np.ndarray:
         dimension = self.manifest.dimension
         if text is not None:
+            self._check_asked("text")
             return text_query(self.encoder, text)
         if image is not None:
+            self._check_asked("image")
             return image_query(self.encoder, image)
         if vector is not None:
             return vector_query(vector, dimension)
@@ -184,6 +186,13 @@ class Index:
         if position < 0:
             raise UsageError(f"{self.url}: there is no id {id} in this index.")
         return vector_query(self._flat.vector(position), dimension)
+
+    def _check_asked(self, modality: str) -> None:
+        takes = [m for m in ("text", "image") if m in self.encoder.modalities]
+        if modality not in takes:
+            how = {"text": "with words", "image": "with a picture (--image FILE)"}
+            ask = " or ".join(how[m] for m in takes) or "from Python, with a vector or an id"
+            raise UsageError(f"{self.url}: made with {self.encoder.spec}, which takes no {modality}. Ask {ask}.")
 
     def _hits(self, scores: np.ndarray, ids: np.ndarray) -> list[Hit]:
         rows = self._metadata.rows(self._flat.positions(ids).tolist(), ids.tolist())

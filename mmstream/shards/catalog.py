@@ -246,10 +246,12 @@ def check_same(stored: pa.Table, now: pa.Table, where: str) -> None:
     for column in ("url", *_FROZEN):
         if not stored[column].equals(now[column]):
             shard, before, after = _first_difference(stored[column], now[column])
+            url = (stored if shard < stored.num_rows else now)["url"][shard].as_py()
             raise RefusedError(
-                f"{where}: catalog differs: {column} of shard {shard} was {before} and is {after}. "
-                "Restore the source, or embed into a new folder."
-                + (how_to_restore(stored["url"][shard].as_py(), before) if column == "etag" else "")
+                f"{where}: catalog differs: {column} of shard {shard} was {before} and is {after} ({url}). "
+                "Restore the source, or embed into a new folder; where the shard was damaged and has been mended, "
+                f"`mmstream rejects {where} --replay` takes it in."
+                + (how_to_restore(url, before) if column == "etag" else "")
             )
     differs = pc.fill_null(pc.not_equal(stored["sha256"], now["sha256"]), False)  # that one is not known is no change
     if (shard := differs.index(True).as_py()) >= 0:

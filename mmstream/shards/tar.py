@@ -191,6 +191,19 @@ def _check_tail(reader: ByteSource) -> None:
             raise TarDamage(Reason.TAR_TRAILING, offset, detail)
 
 
+_OTHERS = {
+    b"\x1f\x8b": "this is gzip: name it .tar.gz",
+    b"\x28\xb5\x2f\xfd": "this is zstd: name it .tar.zst",
+    b"\xfd7zXZ": "this is xz, which is not read: gzip and zstd are",
+    b"BZh": "this is bzip2, which is not read: gzip and zstd are",
+    b"PK\x03\x04": "this is a ZIP file",
+}
+
+
+def _what_else(block: bytes) -> str:
+    return next((what for magic, what in _OTHERS.items() if block.startswith(magic)), f"it begins {block[:8]!r}")
+
+
 def _checked(block: bytes, start: int, offset: int) -> tuple[int, int]:
     """Type and size of a header block whose length and checksum are right."""
     if len(block) < BLOCK:
@@ -200,7 +213,7 @@ def _checked(block: bytes, start: int, offset: int) -> tuple[int, int]:
         raise TarDamage(Reason.TAR_TRUNCATED, start, f"the shard ends {where}, at byte {offset + len(block):,}")
     if not _checksum_fits(block):
         if offset == 0 and not _looks_like_header(block):
-            raise TarDamage(Reason.NOT_TAR, 0, f"the first block is no tar header (it begins {block[:8]!r})")
+            raise TarDamage(Reason.NOT_TAR, 0, f"the first block is no tar header ({_what_else(block)})")
         _broken(start, f"the checksum of the header at byte {offset:,} is wrong")
     size = _number(block[124:136])
     if size is None or size < 0:

@@ -25,6 +25,7 @@ from mmstream.storage.ranges import RangeReader
 SUFFIXES = {".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd", ".tzst": "zstd"}
 MOST_GROWTH, FREE_BYTES = 1_100, 64 << 20  # gzip grows at most 1,032-fold: what is unpacked to what was read, and free
 _PIECE_BYTES = 256 << 10
+_BLOCK_BYTES = 512  # of a tar
 
 
 def compression_of(url: str) -> str | None:
@@ -176,13 +177,16 @@ class CompressedReader:
                 except (MmstreamError, Rejected, MemoryError):  # of the store; of this machine
                     raise
                 except (OSError, pa.ArrowException) as e:
-                    detail = f"{self.url}: {str(e).splitlines()[0]}, behind {unpacked:,} unpacked bytes"
+                    detail = f"{self.url}: {str(e).splitlines()[0]}, after {unpacked:,} unpacked bytes"
+                    found = _content_of(file.first)
+                    if not unpacked and found not in (None, self._codec):
+                        detail = f"{self.url}: {self._codec} by its name, and its content is {found}"
                     raise Rejected(Reason.COMPRESSION, detail) from e
                 if not piece:
                     return
                 unpacked += len(piece)
                 if unpacked > MOST_GROWTH * file.num_read + FREE_BYTES:
-                    detail = f"{self.url}: {file.num_read:,} bytes grow to more than {unpacked:,}"
+                    detail = f"{self.url}: {file.num_read:,} bytes grow to more than {unpacked:,}: no shard does"
                     raise Rejected(Reason.COMPRESSION, detail)
                 yield piece
 
@@ -208,12 +212,21 @@ class _File(io.RawIOBase):
     """What Arrow reads packed bytes from; `num_read` of them so far."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read, self.num_read = read, 0
+        self._read, self.num_read, self.first = read, 0, b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, n: int = -1) -> bytes:
         data = self._read(n if n >= 0 else _PIECE_BYTES)
+        self.first = self.first or data[:_BLOCK_BYTES]
         self.num_read += len(data)
         return data
+
+
+def _content_of(first: bytes) -> str | None:
+    """By its first bytes; None for what is none of these."""
+    if first[257:262] == b"ustar":
+        return "a plain tar"
+    magic = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+    return next((name for begins, name in magic.items() if first.startswith(begins)), None)

@@ -58,6 +58,19 @@ def test_an_id_finds_itself_first(index: Index) -> None:
     assert hit.score == pytest.approx(1, abs=1e-3)
 
 
+def test_an_index_says_how_it_can_be_asked(index_url: str) -> None:
+    encoder = load_encoder("fake:16")
+    encoder.modalities = ("text",)
+    with pytest.raises(UsageError, match=r"made with fake:16, which takes no image. Ask with words."):
+        open_index(index_url, encoder=encoder).search(image=b"anything")
+    encoder.modalities = ("image",)
+    with pytest.raises(UsageError, match=r"takes no text\. Ask with a picture \(--image FILE\)"):
+        open_index(index_url, encoder=encoder).search("anything")
+    encoder.modalities = ("audio",)
+    with pytest.raises(UsageError, match=r"takes no text\. Ask from Python, with a vector or an id"):
+        open_index(index_url, encoder=encoder).search("anything")
+
+
 def test_a_vector_of_any_length_gives_cosines(index: Index) -> None:
     vector = load_encoder("fake:16").encode_text(["anything"])[0]
     hits, expected = index.search(vector=1000 * vector), index.search("anything")
@@ -124,13 +137,6 @@ def test_a_model_that_is_gone_is_one_sentence_with_the_way_out(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"made with gone:model.*--model SPEC"):
         index.search("anything")
     assert len(index.search(id=0)) == 1  # needs no encoder
-
-
-def test_a_question_of_a_kind_that_the_encoder_lacks_is_refused(index_url: str) -> None:
-    encoder = load_encoder("fake:16")
-    encoder.modalities = ("image",)
-    with pytest.raises(UsageError, match="not text"):
-        open_index(index_url, encoder=encoder).search("anything")
 
 
 def test_questions_that_make_no_sense_are_usage_errors(index: Index) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import random
 import tarfile
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -321,3 +326,16 @@ def test_pythons_own_collection_of_dialects_is_read_as_tarfile_reads_it(shared: 
     assert damage is None
     assert {m.name: m.data for m in found if m.problem is None} == plain
     assert {m.name for m in found if m.problem} == {m.name for m in headers} - set(plain)
+
+
+@pytest.mark.parametrize(
+    ("pack", "said"),
+    [
+        (gzip.compress, "this is gzip: name it .tar.gz"),
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz, which is not read"),
+    ],
+)
+def test_what_is_another_format_is_named(pack: Callable[[bytes], bytes], said: str) -> None:
+    damage = damage_of(pack(random.Random(0).randbytes(4 * BLOCK)))
+    assert damage.reason is Reason.NOT_TAR and said in damage.detail

@@ -113,6 +113,20 @@ def test_a_bomb_is_stopped_and_zeros_in_gzip_are_none(tmp_path: Path, monkeypatc
     assert e.value.reason == Reason.COMPRESSION
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.tar.gz", bytes(257) + b"ustar" + bytes(250), "gzip by its name, and its content is a plain tar"),
+        ("a.tar.zst", PACKED["a.tar.gz"], "zstd by its name, and its content is gzip"),
+        ("a.tar.gz", PACKED["a.tar.zst"], "gzip by its name, and its content is zstd"),
+        ("a.tar.gz", b"no such thing, and long enough", "after 0 unpacked bytes"),
+    ],
+)
+def test_a_wrong_name_is_said(name: str, data: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match=said):
+        open_reader(written(tmp_path, name, data))
+
+
 def test_what_broke_off_stays_broken_and_never_looks_like_an_end(tmp_path: Path) -> None:
     url = written(tmp_path, "a.tar.gz", PACKED["a.tar.gz"][:-100])
     with CompressedReader(url, "gzip", checked=False) as reader:
