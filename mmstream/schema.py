@@ -152,6 +152,10 @@ class Damage(Record):
     detail: str
     unpacked_bytes: int | None = None
 
+    def told(self) -> dict[str, Any]:
+        """What reports say of it."""
+        return {"reason": self.reason, "offset": self.offset, "detail": self.detail}
+
 
 class ChunkRecord(Sealed):
     """One committed chunk: rows `first_row .. first_row + num_samples - 1` of a shard, each in `data` or in `rejects`.

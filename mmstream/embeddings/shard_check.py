@@ -202,7 +202,7 @@ class _ShardCheck:
             found.differ("damage in the record", record.damage, damage)
         if record.damage:
             url = self.entry["url"] if self.entry else None
-            found.damaged.append({"shard": self.shard, "url": url, **record.damage.model_dump()})
+            found.damaged.append({"shard": self.shard, "url": url, **record.damage.told()})
         for name in ("num_samples", "num_rows"):
             if (total := sum(getattr(c, name) for c in record.chunks)) != getattr(record, name):
                 found.differ(f"{name} of the shard", getattr(record, name), total)

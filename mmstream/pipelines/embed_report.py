@@ -89,7 +89,7 @@ def report_of(
             url=urls[s.shard],
             rows_seen=s.num_samples,
             rows_behind=ledger.damaged[s.shard],
-            **s.damage.model_dump(),
+            **s.damage.told(),
         )
         for s in ledger.shards.values()
         if s.damage

@@ -87,7 +87,7 @@ def inspect(source: str | Sequence[str], *, catalog_to: str | None = None, check
         chunk = next(chunks_of(task))
         seen += chunk.num_samples
         if chunk.damage:
-            damaged.append({"url": task.url, **chunk.damage.model_dump()})
+            damaged.append({"url": task.url, **chunk.damage.told()})
         for part in _PARTS:
             members[part] += chunk.num_samples - chunk.table[part].null_count
         reasons.update(r for r in chunk.table["reason"].to_pylist() if r)

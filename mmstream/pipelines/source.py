@@ -212,8 +212,7 @@ def read_samples(task: ShardTask, *, columns: Sequence[str], keys: frozenset[str
         if chunk.damage:
             row = chunk.first_row + chunk.num_samples
             rest = {"id": sample_id(task.shard, row), "shard": task.shard, "row": row}
-            damage = {"offset": chunk.damage.offset, "reason": chunk.damage.reason, "detail": chunk.damage.detail}
-            yield pa.Table.from_pylist([{**rest, **damage}], schema=SAMPLE).select(columns)
+            yield pa.Table.from_pylist([{**rest, **chunk.damage.told()}], schema=SAMPLE).select(columns)
 
 
 def _is_repeated() -> bool:

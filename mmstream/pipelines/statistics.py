@@ -200,7 +200,7 @@ class _Shards:
         merged.add(chunk, tally)
         if row["damage"]:
             damage = Damage.model_validate_json(row["damage"])
-            self.broken.append(BrokenShard(shard=shard, url=self._urls[shard], **damage.model_dump()))
+            self.broken.append(BrokenShard(shard=shard, url=self._urls[shard], **damage.told()))
         if row["end"]:
             self._lengths[shard] = chunk + 1
         if self._lengths.get(shard) == len(came):

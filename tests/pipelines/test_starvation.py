@@ -33,6 +33,10 @@ class Uncontained:
         yield Direct()
 
     @contextmanager
+    def writing(self, info: source.ChunkInfo) -> Generator[None]:
+        yield
+
+    @contextmanager
     def loading(self, spec: str) -> Generator[None]:
         yield
 
