@@ -4,7 +4,8 @@ Pixels never cross the bus, and no core resizes. What the device's decoder would
 (turned by EXIF, of other colours than YCbCr or grey, cut before its end) or cannot read takes the CPU codec, picture by
 picture, which also knows the reason of a reject. The resize is not Pillow's to the last bit, so that vectors are not
 either: the way has a name of its own in the fingerprint (`encoders.fused`). On a CPU all of it runs too, and the
-decoders agree: no pixel differs by more than 1 of 255.
+decoders agree closely: of 214 pictures no pixel differed by more than 1 of 255 on an H100, whose JPEG engine decodes, and
+by more than 3 where its CPU and GPU did without the engine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mmstream.media.image import Picture
 
 # JPEGs and their (height, width) → uint8 [3, height, width] each on a device, None for what it cannot read.
 BatchDecoder = Callable[[list[bytes], list[tuple[int, int]]], list[torch.Tensor | None]]
-GROUP = 128  # pictures that are decoded at once: two groups are decoded while one micro-batch is at work
+GROUP = 128  # pictures that are decoded at once: half a micro-batch of a GPU
 RESIZE = "matmul/1"  # its name in a fingerprint
 _SOF = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what nvJPEG reads
 _ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
