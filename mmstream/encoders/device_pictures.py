@@ -4,8 +4,8 @@ Pixels never cross the bus, and no core resizes. What the device's decoder would
 (turned by EXIF, of other colours than YCbCr or grey, cut before its end) or cannot read takes the CPU codec, picture by
 picture, which also knows the reason of a reject. The resize is not Pillow's to the last bit, so that vectors are not
 either: the way has a name of its own in the fingerprint (`encoders.fused`). On a CPU all of it runs too, and the
-decoders agree closely: of 214 pictures no pixel differed by more than 1 of 255 on an H100, whose JPEG engine decodes, and
-by more than 3 where its CPU and GPU did without the engine.
+decoders agree closely: of 214 pictures no pixel differed by more than 1 of 255 from an H100's JPEG engine, and by more
+than 3 from its CPU and GPU without that.
 """
 
 from __future__ import annotations
